@@ -1,0 +1,71 @@
+# One command each. `make` alone lists them. Everything runs in .venv, which the first target that needs it makes and fills.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+SCALE ?= micro
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/.installed
+
+# A scale is a folder with a params.yaml and a dvc.yaml of its own.
+FOLDER_micro := .
+FOLDER_laptop := profiles/laptop
+FOLDER_paper := profiles/paper
+FOLDER := $(FOLDER_$(SCALE))
+ifeq ($(FOLDER),)
+$(error SCALE=$(SCALE) is not a scale; choose micro, laptop or paper)
+endif
+
+# DVC's stages call `bitdistiller`, so the environment comes first on the path. Only the paper scale needs the hub.
+export PATH := $(BIN):$(PATH)
+ifneq ($(SCALE),paper)
+export HF_HUB_OFFLINE ?= 1
+endif
+
+# Every stage imports torch; without bytecode on disk each one compiles it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# One worker a core; tests/conftest.py keeps each to one thread.
+PYTEST := .venv/bin/pytest -n logical --maxprocesses 4 --dist loadscope
+
+.PHONY: help reproduce report pretrain benchmark test test-all lint
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+reproduce: $(READY) ## run the pipeline of a scale and print its verdicts (SCALE=micro, laptop or paper)
+	.venv/bin/bitdistiller fetch
+	.venv/bin/dvc repro $(FOLDER)/dvc.yaml
+	@cd $(FOLDER) && bitdistiller verdicts
+
+report: $(READY) ## redraw tables, figures and report of a scale from its committed results
+	cd $(FOLDER) && bitdistiller report
+
+pretrain: $(READY) ## train the micro models again from scratch (about an hour)
+	.venv/bin/bitdistiller fetch
+	.venv/bin/dvc repro pretrain/dvc.yaml
+
+benchmark: $(READY) ## time and memory of one distillation step beside the obvious step and the floor
+	.venv/bin/python benchmarks/step.py
+
+test: $(READY) ## run the tests, without the slow ones
+	$(PYTEST) -m "not slow"
+
+test-all: $(READY) ## run every test, with many more examples for each property
+	$(PYTEST) --hypothesis-profile=deep
+
+lint: $(READY) ## check style and formatting
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# Compiling all of the environment takes as long as the rest of the set-up, and most of it is never imported.
+$(READY): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "bitdistiller needs Python 3.11 or newer, and there is no $(PYTHON); name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bitdistiller needs Python 3.11 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1); name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "Filling .venv with the versions in constraints.txt (two to three minutes)"
+	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,155 @@
+"""Rows of a study's tidy table, as every study needs them: each run, each condition over its seeds, each paper.
+
+Two retentions stand beside accuracy, because the plain one flatters: a model that guesses keeps 66 % of a full
+precision of 53 % where guessing earns 35 %. ``retention`` is score / full, as the follow-up gives it;
+``retention_above_chance`` is (score - chance) / (full - chance), about zero for a model that guesses.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import exp
+
+import pandas as pd
+
+from bitdistiller.analysis.published import CHANCE, chance_of
+from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Estimate, accuracy, log_perplexity, retention
+from bitdistiller.analysis.study import Results, Row
+
+MEAN = "mean"
+
+
+def frame(rows: Sequence[dict]) -> pd.DataFrame:
+    """Rows as the tidy table, absent cells empty."""
+    return pd.DataFrame(rows, columns=list(Row.model_fields))
+
+
+def measured_rows(results: Results, levels: Mapping[str, float | None], perplexity: str, full: str) -> list[dict]:
+    """Every score of every run, then every condition's means over seeds.
+
+    Args:
+        levels: condition -> its place on a numeric axis.
+        perplexity: task of the perplexity that stands for the condition.
+        full: condition that retention is relative to.
+    """
+    rows = [row for condition, level in levels.items() for row in _run_rows(results, condition, level)]
+    for condition, level in levels.items():
+        rows += _mean_rows(results, condition, level, perplexity, full)
+    return rows
+
+
+def _run_rows(results: Results, condition: str, level: float | None) -> list[dict]:
+    rows = []
+    for result in results.of(condition):
+        common = {
+            "kind": "run",
+            "source": "measured",
+            "model": result.scores.model,
+            "condition": condition,
+            "level": level,
+            "run": result.scores.run,
+            "seeds": 1,
+        }
+        rows += [common | score.model_dump(exclude={"chance"}) for score in result.scores.scores]
+        rows += [common | row for row in _average_rows(result.scores.scores)]
+    return rows
+
+
+def _average_rows(scores: Sequence) -> list[dict]:
+    """Unweighted means over tasks of one run's accuracies."""
+    rows = []
+    for metric in ("acc", "acc_norm"):
+        chosen = [score for score in scores if score.metric == metric]
+        if chosen:
+            error = sum(score.standard_error**2 for score in chosen) ** 0.5 / len(chosen)
+            value = sum(score.value for score in chosen) / len(chosen)
+            rows.append(
+                {
+                    "task": MEAN,
+                    "metric": metric,
+                    "value": value,
+                    "standard_error": error,
+                    "n": sum(score.n for score in chosen),
+                }
+            )
+    return rows
+
+
+def _mean_rows(results: Results, condition: str, level: float | None, perplexity: str, full: str) -> list[dict]:
+    models = sorted({result.scores.model for result in results.of(condition)})
+    common = {"kind": "mean", "source": "measured", "model": ", ".join(models), "condition": condition, "level": level}
+    log_ppl = log_perplexity([results.panel(condition, PERPLEXITY_ITEMS, [perplexity])], [1])
+    rows = [common | _exp_row(log_ppl, perplexity)]
+    tasks = sorted(results.chance)
+    by_task = {task: accuracy([results.panel(condition, "acc", [task])], [1]) for task in tasks}
+    rows += [common | estimate_row(estimate, task, "acc") for task, estimate in by_task.items()]
+    student, reference = results.panel(condition, "acc", tasks), results.panel(full, "acc", tasks)
+    rows.append(common | estimate_row(accuracy([student], [1]), MEAN, "acc"))
+    chance = sum(results.chance.values()) / len(tasks)
+    for metric, level_zero in (("retention", 0.0), ("retention_above_chance", chance)):
+        estimate = retention(student, reference, level_zero)
+        if estimate is not None:
+            rows.append(common | estimate_row(estimate, MEAN, metric))
+    return rows
+
+
+def estimate_row(estimate: Estimate, task: str, metric: str) -> dict:
+    """The number columns of an estimate."""
+    return {
+        "task": task,
+        "metric": metric,
+        "value": estimate.value,
+        "standard_error": estimate.standard_error,
+        "low": estimate.low,
+        "high": estimate.high,
+        "n": estimate.n,
+        "seeds": estimate.seeds,
+    }
+
+
+def _exp_row(estimate: Estimate, task: str) -> dict:
+    value = exp(estimate.value)
+    bounds = {
+        "value": value,
+        "standard_error": value * estimate.standard_error,
+        "low": exp(estimate.low),
+        "high": exp(estimate.high),
+    }
+    return estimate_row(estimate, task, "perplexity") | bounds
+
+
+def published_rows(
+    table: pd.DataFrame, file: str, average: str, conditions: Mapping[str, str], levels: Mapping[str, float | None]
+) -> list[dict]:
+    """A published table of perplexity and task accuracies against bits, with retention computed from its averages.
+
+    Args:
+        table: ``read_published(folder, file)``, perhaps filtered: columns ``model, bits, ppl``, tasks of ``CHANCE``
+            (``*_se`` beside) and ``average``, the printed mean of the task columns.
+        conditions: printed ``bits`` -> condition; rows of other bits are left out.
+        levels: condition -> its place on a numeric axis.
+    """
+    tasks = [column for column in table if column in CHANCE]
+    chance, rows = chance_of(tasks), []
+    full = table[table["bits"] == "16"].set_index("model")[average]
+    for line in table[table["bits"].isin(list(conditions))].to_dict("records"):
+        condition = conditions[line["bits"]]
+        common = {
+            "kind": "published",
+            "source": file,
+            "model": line["model"],
+            "condition": condition,
+            "level": levels[condition],
+        }
+        cells = [("wikitext-2", "perplexity", line["ppl"], None)]
+        cells += [(task, "acc", line[task] / 100, line.get(f"{task}_se", float("nan")) / 100) for task in tasks]
+        score, base = line[average], full[line["model"]]
+        cells += [
+            (MEAN, "acc", score / 100, None),
+            (MEAN, "retention", score / base, None),
+            (MEAN, "retention_above_chance", (score - 100 * chance) / (base - 100 * chance), None),
+        ]
+        rows += [
+            common | {"task": task, "metric": metric, "value": value, "standard_error": error}
+            for task, metric, value, error in cells
+            if pd.notna(value)
+        ]
+    return rows

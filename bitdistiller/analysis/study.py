@@ -1,0 +1,325 @@
+"""The contract of a study, and the stage that computes one.
+
+A study is one file in ``studies/`` that answers one question from the results of several runs. It exposes
+
+    QUESTION   the question, one sentence
+    SOURCE     papers, sections and tables it comes from
+    Params     a ``StudyParams``: which runs take part under which condition (its part of ``params.yaml``)
+    table      results -> tidy DataFrame with the columns of ``Row``, measured beside published
+    figures    StudyReport -> {name: Drawing}
+    CLAIMS     the claims it decides
+
+Computing and drawing are separate: ``run_study`` reads runs and writes ``results/studies/NAME.json``; ``figures`` gets
+that record and nothing else. A changed look therefore computes nothing again, and a figure cannot show a number that
+is not in the file. The record holds no time and no commit of its own, so that computing it twice gives the same bytes;
+the runs inside carry theirs. Trained runs belong to no study: two studies that name the same run share it.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+
+from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, panel
+from bitdistiller.analysis.verdict import Claim, JudgedClaim
+from bitdistiller.config import Params, Section, entry
+from bitdistiller.errors import UserError
+from bitdistiller.results import Cost, CurvePoint, Environment, Record, RunScores, TrainingRecord, read_items
+
+if TYPE_CHECKING:
+    from bitdistiller.report.figures import Drawing
+
+
+class StudyParams(Section):
+    """Base of a study's parameters."""
+
+    def conditions(self) -> dict[str, list[str]]:
+        """Runs of each condition, by its label, in the order of tables and legends; several runs are seeds."""
+        raise NotImplementedError
+
+
+class Row(Record):
+    """One number of a study's table.
+
+    ``kind`` is ``run`` (one trained or untrained model), ``mean`` (a condition, over its seeds) or ``published`` (a
+    paper's number for another model). ``condition`` is the label of the condition, ``level`` its place on a numeric
+    axis. Perplexities are as they are, accuracies and retentions are shares. ``task`` is ``mean`` for an average over
+    tasks; ``n`` counts items or documents.
+    """
+
+    kind: Literal["run", "mean", "published"]
+    source: str
+    model: str
+    condition: str
+    level: float | None
+    run: str | None
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    n: int | None
+    seeds: int | None
+
+
+class RunSummary(Record):
+    """What the report needs of one run besides its scores: how it was made and what it cost."""
+
+    run: str
+    condition: str
+    model: str
+    origin: str
+    bits: float
+    bits_per_weight: float
+    parameters: int
+    quantized_parameters: int
+    data: dict
+    environment: Environment
+    scoring: Cost
+    training: TrainingRecord | None
+
+
+class StudyReport(Record):
+    """Everything a study found: the only input of its figures and of its part of the report."""
+
+    name: str
+    question: str
+    source: str
+    scale: str
+    params: dict
+    chance: dict[str, float]
+    rows: list[Row]
+    claims: list[JudgedClaim]
+    runs: list[RunSummary]
+
+    def frame(self) -> pd.DataFrame:
+        """The tidy table."""
+        return pd.DataFrame([row.model_dump() for row in self.rows], columns=list(Row.model_fields))
+
+    def curve(self, run: str) -> list[CurvePoint]:
+        """The training curve of a run; empty for one that was not trained."""
+        training = next(summary.training for summary in self.runs if summary.run == run)
+        return training.curve if training else []
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run's files, read and checked against each other."""
+
+    scores: RunScores
+    items: pd.DataFrame
+    training: TrainingRecord | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study's table and claims are computed from."""
+
+    params: StudyParams
+    runs: dict[str, RunResult]
+    published: Path
+    _panels: dict[tuple, Panel] = field(default_factory=dict, repr=False, compare=False)
+
+    def of(self, condition: str) -> list[RunResult]:
+        """The runs of one condition, one a seed."""
+        return [self.runs[name] for name in entry(self.params.conditions(), "the study's conditions", condition)]
+
+    def panel(self, condition: str, metric: str, tasks: Sequence[str] | None = None) -> Panel:
+        """Aligned per-item results of one condition (``stats.panel``), read off the tables once."""
+        key = (condition, metric, None if tasks is None else tuple(tasks))
+        if key not in self._panels:
+            self._panels[key] = panel([result.items for result in self.of(condition)], metric, tasks)
+        return self._panels[key]
+
+    def perplexity_task(self, wanted: str | None) -> str:
+        """The evaluation whose perplexity a study judges: the one it names, or the only one there is.
+
+        Raises:
+            UserError: there is no such evaluation, or there are several and none was named.
+        """
+        scores = next(iter(self.runs.values())).scores.scores
+        there = [score.task for score in scores if score.metric == "perplexity"]
+        if wanted in there or (wanted is None and len(there) == 1):
+            return wanted or there[0]
+        raise UserError(f"the study's key perplexity must name one of {', '.join(there) or 'none'}, not {wanted}")
+
+    @cached_property
+    def chance(self) -> dict[str, float]:
+        """Chance level of every task scored by ``acc``."""
+        scores = next(iter(self.runs.values())).scores.scores
+        return {score.task: score.chance for score in scores if score.metric == "acc"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A loaded study file."""
+
+    name: str
+    question: str
+    source: str
+    params: type[StudyParams]
+    table: Callable[[Results], pd.DataFrame]
+    figures: Callable[[StudyReport], dict[str, "Drawing"]]
+    claims: tuple[Claim, ...]
+
+
+_CONTRACT = ("QUESTION", "SOURCE", "Params", "table", "figures", "CLAIMS")
+
+
+def studies_dir(params: Params) -> Path:
+    """Folder of study files."""
+    return Path(params.root) / "studies"
+
+
+def published_dir(params: Params) -> Path:
+    """Folder of published tables."""
+    return Path(params.root) / "reports" / "published"
+
+
+def study_names(folder: Path) -> list[str]:
+    """Names of the studies in a folder."""
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def load_study(name: str, folder: Path) -> Study:
+    """Load ``folder/NAME.py`` and check that it keeps the contract.
+
+    Raises:
+        UserError: there is no such file (the error lists the studies there are), or a name is missing in it.
+    """
+    if name not in study_names(folder):
+        raise UserError(f"there is no study {name!r}; {folder} has {', '.join(study_names(folder)) or 'none'}")
+    module = _import(name, folder / f"{name}.py")
+    if missing := [part for part in _CONTRACT if not hasattr(module, part)]:
+        raise UserError(f"{folder / name}.py is not a study yet: it lacks {', '.join(missing)}")
+    claims = tuple(module.CLAIMS)
+    if len({claim.id for claim in claims}) < len(claims):
+        raise UserError(f"{folder / name}.py has two claims of the same id")
+    return Study(name, module.QUESTION, module.SOURCE, module.Params, module.table, module.figures, claims)
+
+
+def _import(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"studies.{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def study_params(study: Study, params: Params) -> StudyParams:
+    """The study's part of ``params.yaml``, checked; every run it names must be a run or a baseline there.
+
+    Raises:
+        UserError: the study has no part, a value does not fit, or a run is unknown (the error names the key).
+    """
+    section = entry(params.studies, "studies", study.name)
+    try:
+        chosen = study.params.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("studies", study.name, *first["loc"]))
+        raise UserError(f"key {where}: {first['msg']}") from None
+    known = params.runs.keys() | params.baselines.keys()
+    for condition, runs in chosen.conditions().items():
+        if not runs:
+            raise UserError(f"studies.{study.name} has no runs for {condition}")
+        if unknown := [run for run in runs if run not in known]:
+            raise UserError(f"studies.{study.name} names {', '.join(unknown)}, neither under runs nor under baselines")
+    return chosen
+
+
+def load_results(chosen: StudyParams, results_dir: Path, published: Path) -> Results:
+    """Read the runs that a study names.
+
+    Raises:
+        UserError: a file is missing or foreign, or a run's scores and items disagree.
+    """
+    names = dict.fromkeys(name for runs in chosen.conditions().values() for name in runs)
+    return Results(chosen, {name: load_run(results_dir / "runs" / name) for name in names}, published)
+
+
+def load_run(folder: Path) -> RunResult:
+    """Read one run's folder; a baseline has no ``train.json``."""
+    scores, items = RunScores.read(folder / "scores.json"), read_items(folder / "items.csv")
+    training = folder / "train.json"
+    for score in scores.scores:
+        _check_score(score, items, folder)
+    return RunResult(scores, items, TrainingRecord.read(training) if training.exists() else None)
+
+
+def _check_score(score, items: pd.DataFrame, folder: Path) -> None:
+    perplexity = score.metric == "perplexity"
+    values = panel([items], PERPLEXITY_ITEMS if perplexity else score.metric, [score.task])
+    found = values.values.sum() / values.weights.sum()
+    stated = np.log(score.value) if perplexity else score.value
+    if not abs(found - stated) <= 1e-3 * max(1.0, abs(stated)):
+        raise UserError(
+            f"{folder}: scores.json says {score.metric} {score.value:.6g} on {score.task}, items.csv gives "
+            f"{np.exp(found) if perplexity else found:.6g}; score the run again"
+        )
+
+
+def run_study(name: str, params: Params, results_dir: Path) -> StudyReport:
+    """Compute a study from its runs and write ``results_dir/studies/NAME.json``."""
+    study = load_study(name, studies_dir(params))
+    chosen = study_params(study, params)
+    results = load_results(chosen, results_dir, published_dir(params))
+    report = StudyReport(
+        name=name,
+        question=study.question,
+        source=study.source,
+        scale=params.scale,
+        params=chosen.model_dump(mode="json"),
+        chance=results.chance,
+        rows=_rows(study.table(results)),
+        claims=[judge(claim, results) for claim in study.claims],
+        runs=_summaries(results),
+    )
+    report.write(results_dir / "studies" / f"{name}.json")
+    return report
+
+
+def judge(claim: Claim, results: Results) -> JudgedClaim:
+    """Decide one claim."""
+    return JudgedClaim(
+        id=claim.id,
+        sentence=claim.sentence,
+        source=claim.source,
+        published=claim.published(results.published),
+        verdict=claim.test(results),
+    )
+
+
+def _rows(table: pd.DataFrame) -> list[Row]:
+    plain = table.astype(object).where(table.notna(), None)
+    return [Row(**row) for row in plain.to_dict("records")]
+
+
+def _summaries(results: Results) -> list[RunSummary]:
+    summaries = []
+    for condition, names in results.params.conditions().items():
+        for name in names:
+            scores, training = results.runs[name].scores, results.runs[name].training
+            shared = scores.model_dump(
+                include={
+                    "model",
+                    "origin",
+                    "bits",
+                    "bits_per_weight",
+                    "parameters",
+                    "quantized_parameters",
+                    "data",
+                    "environment",
+                }
+            )
+            summaries.append(
+                RunSummary(run=name, condition=condition, scoring=scores.cost, training=training, **shared)
+            )
+    return summaries

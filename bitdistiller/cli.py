@@ -1,0 +1,176 @@
+"""The command line: one thin command a pipeline stage. It holds no logic and imports heavy modules only when called."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitdistiller.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Regenerate, judge and write up the claims of BitDistiller and its follow-up. `make reproduce` runs it all; "
+    "these are the single stages, run from a folder with a params.yaml.",
+)
+
+ParamsPath = Annotated[Path, typer.Option("--params", help="Parameter file of the scale.")]
+ARTIFACTS, RESULTS = Path("artifacts"), Path("results")
+DEFAULT_PARAMS = Path("params.yaml")
+
+
+def main() -> None:
+    """Entry point: a ``UserError`` becomes one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _load(path: Path):
+    from bitdistiller.config import load_params
+
+    return load_params(path)
+
+
+def _write_json(record: dict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+@app.command()
+def fetch() -> None:
+    """Download and verify every pinned asset, so that nothing later needs a network."""
+    from bitdistiller.assets import fetch as fetch_asset
+    from bitdistiller.assets import pins
+
+    for asset in pins().values():
+        print(f"{asset.name}: {fetch_asset(asset)}")
+
+
+@app.command()
+def data(name: Annotated[str, typer.Argument(help="Entry under `data`.")], params: ParamsPath = DEFAULT_PARAMS) -> None:
+    """Make a distillation set: teacher-generated continuations and corpus text."""
+    import torch
+
+    from bitdistiller.config import entry
+    from bitdistiller.data.generate import make_data
+    from bitdistiller.provenance import Stopwatch, environment
+
+    loaded, watch = _load(params), Stopwatch()
+    torch.set_num_threads(loaded.threads)
+    record = make_data(entry(loaded.data, "data", name), ARTIFACTS / "data" / f"{name}.jsonl")
+    record |= {"environment": environment().model_dump(), "cost": watch.cost().model_dump()}
+    _write_json(record, RESULTS / "data" / f"{name}.json")
+
+
+@app.command()
+def teacher(name: Annotated[str, typer.Argument(help="Entry under `data`.")], params: ParamsPath = DEFAULT_PARAMS) -> None:
+    """Cache the teacher's hidden states and confidence (gamma) over a distillation set."""
+    import torch
+
+    from bitdistiller.config import entry
+    from bitdistiller.distill.teacher import cache_teacher
+
+    loaded = _load(params)
+    torch.set_num_threads(loaded.threads)
+    section = entry(loaded.data, "data", name)
+    record = cache_teacher(section, ARTIFACTS / "data" / f"{name}.jsonl", ARTIFACTS / "teacher" / name)
+    print(f"{name}: gamma {record['gamma']:.4f} over {record['tokens']:,} tokens")
+
+
+@app.command()
+def clip(
+    name: Annotated[str, typer.Argument(help="Entry under `quantizers`.")], params: ParamsPath = DEFAULT_PARAMS
+) -> None:
+    """Search the asymmetric clipping bounds that a student starts from."""
+    import torch
+
+    from bitdistiller.config import entry
+    from bitdistiller.distill.clipping import search_model
+
+    loaded = _load(params)
+    torch.set_num_threads(loaded.threads)
+    record = search_model(entry(loaded.quantizers, "quantizers", name), ARTIFACTS / "clip" / f"{name}.safetensors")
+    print(f"{name}: bounds of {record['groups']:,} groups in {record['layers']} layers")
+
+
+@app.command()
+def train(name: Annotated[str, typer.Argument(help="Entry under `runs`.")], params: ParamsPath = DEFAULT_PARAMS) -> None:
+    """Train one student; after an interruption the same command resumes from the last checkpoint."""
+    from bitdistiller.config import entry
+    from bitdistiller.distill.trainer import train as train_run
+
+    loaded = _load(params)
+    entry(loaded.runs, "runs", name)
+    train_run(name, loaded, ARTIFACTS).write(RESULTS / "runs" / name / "train.json")
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help="Entry under `runs` or `baselines`.")], params: ParamsPath = DEFAULT_PARAMS
+) -> None:
+    """Score one student or baseline: held-out perplexity and tasks, with per-item results."""
+    from bitdistiller.evaluate.run import evaluate_run
+    from bitdistiller.results import write_items
+
+    scores, items = evaluate_run(name, _load(params), ARTIFACTS)
+    write_items(items, RESULTS / "runs" / name / "items.csv")
+    scores.write(RESULTS / "runs" / name / "scores.json")
+    for score in scores.scores:
+        print(f"{name}: {score.task} {score.metric} {score.value:.4g} [{score.low:.4g}, {score.high:.4g}], n = {score.n}")
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Entry under `studies`.")], params: ParamsPath = DEFAULT_PARAMS
+) -> None:
+    """Judge the claims of one study from the results of its runs."""
+    from bitdistiller.analysis.study import run_study
+
+    run_study(name, _load(params), RESULTS).write(RESULTS / "studies" / f"{name}.json")
+
+
+@app.command()
+def report(params: ParamsPath = DEFAULT_PARAMS) -> None:
+    """Draw figures and write reports/report.md and reports/report.html from results on disk."""
+    from bitdistiller.report import build_report
+
+    print(build_report(_load(params), RESULTS, Path("reports")))
+
+
+@app.command()
+def verdicts(params: ParamsPath = DEFAULT_PARAMS) -> None:
+    """Print one line a claim: outcome, effect and 95 % interval."""
+    from bitdistiller.report import verdict_lines
+
+    for line in verdict_lines(_load(params), RESULTS):
+        print(line)
+
+
+@app.command()
+def tokenizer(
+    kind: Annotated[str, typer.Argument(help="Entry under `tokenizers` of pretrain/params.yaml.")],
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Train a tokenizer of the micro models (part of `make pretrain`)."""
+    from bitdistiller.models.pretrain import load_pretrain_params, pretrain_tokenizer
+
+    pretrain_tokenizer(kind, load_pretrain_params(params).text, ARTIFACTS / "tokenizers" / kind)
+
+
+@app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(help="Entry under `models` of pretrain/params.yaml.")],
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Pretrain a micro model until held-out loss stops falling (part of `make pretrain`)."""
+    from bitdistiller.models.pretrain import load_pretrain_params
+    from bitdistiller.models.pretrain import pretrain as pretrain_model
+
+    pretrain_model(name, load_pretrain_params(params), ARTIFACTS)

@@ -1,0 +1,163 @@
+"""Teacher-generated data: a model continues prompts cut from train text.
+
+BitDistiller trains on text that the teacher itself wrote (arXiv 2402.10631, section 3.3): sampled at temperature 0.7, top-p 1.
+A sequence is the end-of-text token, a prompt of real words and what the model made of them, until it ends the text or
+the length is reached. Sampling can fall into loops, which teach a student nothing; how much it did is stored beside the
+data as repetition statistics.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from tqdm import tqdm
+from transformers import set_seed
+
+from bitdistiller.assets import sha256_file
+from bitdistiller.config import DataParams
+from bitdistiller.data.blocks import encode, packed_blocks
+from bitdistiller.data.text import Document, load_text, text_provenance
+from bitdistiller.errors import UserError
+from bitdistiller.models import load_model
+from bitdistiller.training import has_bf16
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """Token ids to train on, how many of them a person wrote, and the document they start from."""
+
+    document: str
+    prompt_length: int
+    input_ids: list[int]
+    text: str
+
+
+def make_data(params: DataParams, path: Path) -> dict:
+    """Write a distillation set as JSONL, one sequence a line, and return its provenance and statistics.
+
+    Raises:
+        UserError: too little train text for the prompts or corpus sequences, or no sequences asked for.
+    """
+    source = load_model(params.generator or params.teacher)
+    documents = load_text(params.text, "train")
+    generated = list(generate(source.model, source.tokenizer, documents, params)) if params.generator else []
+    sequences = generated + list(islice(corpus(source.tokenizer, documents, params), params.corpus_sequences))
+    if len(sequences) < params.sequences + params.corpus_sequences or not sequences:
+        wanted = params.sequences + params.corpus_sequences
+        raise UserError(f"the text gives {len(sequences)} of {wanted} sequences of {params.length} tokens; ask for fewer")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+        handle.writelines(json.dumps(asdict(sequence)) + "\n" for sequence in sequences)
+    return {
+        "generator": params.generator,
+        "generator_origin": source.origin if params.generator else None,
+        "text": text_provenance(params.text, documents),
+        "sha256": sha256_file(path),
+        "sequences": len(sequences),
+        "tokens": sum(len(sequence.input_ids) for sequence in sequences),
+        "statistics": statistics(generated, source.tokenizer.eos_token_id) if generated else None,
+    }
+
+
+def generate(model, tokenizer, documents: list[Document], params: DataParams) -> Iterator[TrainingSequence]:
+    """Sample continuations of the first ``prompt_length`` tokens of shuffled documents, in batches, seeded.
+
+    When there are fewer documents than sequences, later prompts are cut from further inside the documents.
+    """
+    prompts = _prompts(tokenizer, documents, params)
+    model = model.to(torch.bfloat16) if has_bf16() else model
+    set_seed(params.seed)
+    with tqdm(total=len(prompts), desc="generating", unit="seq") as progress:
+        for start in range(0, len(prompts), params.batch_size):
+            batch = prompts[start : start + params.batch_size]
+            ids = torch.tensor([prompt for _, prompt in batch])
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=params.temperature,
+                top_p=params.top_p,
+                top_k=0,
+                max_length=params.length,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+            for (document, prompt), row in zip(batch, output.tolist(), strict=True):
+                written = _until_end(row[len(prompt) :], tokenizer.eos_token_id)
+                text = tokenizer.decode(prompt[1:] + written, skip_special_tokens=True)
+                yield TrainingSequence(document, len(prompt), prompt + written, text)
+            progress.update(len(batch))
+
+
+def _prompts(tokenizer, documents: list[Document], params: DataParams) -> list[tuple[str, list[int]]]:
+    """(document id, end-of-text + ``prompt_length - 1`` tokens), ``sequences`` of them, in seeded order."""
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(params.seed)).tolist()
+    shuffled = [documents[index] for index in order]
+    ids = encode(tokenizer, [document.text for document in shuffled])
+    size, prompts, start = params.prompt_length - 1, [], 0
+    while len(prompts) < params.sequences:
+        cuts = [(d.id, [tokenizer.eos_token_id, *row[start : start + size]]) for d, row in zip(shuffled, ids, strict=True)]
+        usable = [cut for cut in cuts if len(cut[1]) == params.prompt_length]
+        if not usable:
+            raise UserError(f"the text gives {len(prompts)} of {params.sequences} prompts of {size} tokens; ask for fewer")
+        prompts += usable
+        start += size
+    return prompts[: params.sequences]
+
+
+def _until_end(row: list[int], eos: int) -> list[int]:
+    return row[: row.index(eos) + 1] if eos in row else row
+
+
+def corpus(tokenizer, documents: list[Document], params: DataParams) -> Iterator[TrainingSequence]:
+    """The text itself in full blocks, in seeded order of documents."""
+    if not params.corpus_sequences:
+        return
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(params.seed + 1)).tolist()
+    for row in packed_blocks(tokenizer, [documents[index] for index in order], params.length).tolist():
+        yield TrainingSequence("corpus", len(row), row, tokenizer.decode(row, skip_special_tokens=True))
+
+
+def statistics(sequences: list[TrainingSequence], eos: int) -> dict[str, float]:
+    """How varied generated text is: mean length, share that ended by itself, distinct n-grams, share stuck in a loop.
+
+    A sequence counts as a loop when its most frequent 4-gram of tokens makes up over a tenth of its 4-grams.
+    """
+    written = [sequence.input_ids[sequence.prompt_length :] for sequence in sequences]
+    grams = {n: [Counter(zip(*(row[i:] for i in range(n)), strict=False)) for row in written] for n in (1, 2, 4)}
+    shares = {
+        f"distinct_{n}": len(set().union(*counts)) / max(1, sum(counts_of.total() for counts_of in counts))
+        for n, counts in grams.items()
+    }
+    loops = [max(counts.values()) > 0.1 * counts.total() for counts in grams[4] if counts.total() >= 20]
+    return {
+        "mean_written_tokens": sum(map(len, written)) / len(written),
+        "ended_by_itself": sum(row[-1:] == [eos] for row in written) / len(written),
+        **shares,
+        "loops": sum(loops) / max(1, len(loops)),
+    }
+
+
+def read_sequences(path: Path) -> list[TrainingSequence]:
+    """A data set as ``make_data`` wrote it."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run `dvc repro` to make it")
+    with open(path) as handle:
+        return [TrainingSequence(**json.loads(line)) for line in handle]
+
+
+def padded(rows: Iterable[list[int]], pad: int, length: int) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:
+    """Token matrix padded on the right, and its mask (True for real tokens)."""
+    rows = list(rows)
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros((len(rows), length), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = True
+    return ids, mask

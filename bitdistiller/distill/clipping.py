@@ -1,0 +1,79 @@
+"""Clipping bounds for a whole model: calibration activations from real text, one search a layer.
+
+The projections to queries and keys are left alone, as in BitDistiller's released code and AWQ before it: clipping them hurts, because
+errors there are amplified by the softmax over positions.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bitdistiller.config import QuantizerParams
+from bitdistiller.data.blocks import packed_blocks
+from bitdistiller.data.text import load_text
+from bitdistiller.errors import UserError
+from bitdistiller.models import load_model
+from bitdistiller.quant import clip_weights, make_format, quantizable, search_clip
+
+UNCLIPPED = ("q_proj", "k_proj")
+
+
+def search_model(params: QuantizerParams, path: Path) -> dict:
+    """Search clipping bounds for every Linear of a model but q and k, and write them as safetensors.
+
+    Returns:
+        How many layers and groups were searched, and the mean shrink of both ends.
+    """
+    fmt = make_format(params.format, bits=params.bits, group_size=params.group_size)
+    loaded = load_model(params.model)
+    bounds: dict[str, Tensor] = {}
+    if params.clip == "asymmetric":
+        layers = {n: layer for n, layer in quantizable(loaded.model).items() if not n.endswith(UNCLIPPED)}
+        inputs = calibration_inputs(loaded.model, loaded.tokenizer, layers, params)
+        for name, layer in tqdm(layers.items(), desc="clipping search", unit="layer"):
+            low, high = search_clip(layer.weight, inputs[name], fmt)
+            bounds |= {f"{name}.low": low.contiguous(), f"{name}.high": high.contiguous()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(bounds, path)
+    return {"layers": len(bounds) // 2, "groups": sum(b.numel() for b in bounds.values()) // 2}
+
+
+@torch.no_grad()
+def calibration_inputs(model, tokenizer, layers: dict[str, nn.Linear], params: QuantizerParams) -> dict[str, Tensor]:
+    """Inputs of each layer over ``calibration_tokens`` tokens of train text, (T, I) each; layers may share one."""
+    count = -(-params.calibration_tokens // params.calibration_length)
+    documents = load_text(params.text, "train")
+    blocks = packed_blocks(tokenizer, documents, params.calibration_length)
+    if len(blocks) < count:
+        raise UserError(f"the text gives {blocks.numel()} tokens, fewer than calibration_tokens = {params.calibration_tokens}")
+    picked = torch.linspace(0, len(blocks) - 1, count).long()  # spread over all documents
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str):
+        def hook(_layer, arguments):
+            inputs[name] = arguments[0].detach().flatten(0, -2)[: params.calibration_tokens]
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        model.base_model(input_ids=blocks[picked], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs
+
+
+@torch.no_grad()
+def apply_clipping(model: nn.Module, path: Path, group_size: int) -> None:
+    """Clamp the weights of ``model`` to the bounds in ``path``: where the student starts."""
+    bounds = load_file(path)
+    layers = quantizable(model)
+    for name in {key.rsplit(".", 1)[0] for key in bounds}:
+        if name not in layers:
+            raise UserError(f"{path} has bounds for {name}, a layer that the model does not have; search them anew")
+        weight = layers[name].weight
+        weight.copy_(clip_weights(weight, bounds[f"{name}.low"], bounds[f"{name}.high"], group_size))

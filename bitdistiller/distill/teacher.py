@@ -1,0 +1,134 @@
+"""The teacher's side of distillation, computed once a data set: last hidden states and confidence.
+
+A frozen teacher answers the same for the same sequence every time, so asking it again in every epoch and every run is waste.
+Its logits would be large (49,152 numbers a token); the last hidden state they are made from is small (2 bytes x hidden
+size) and exact, because in bf16 mixed precision the head reads it in bf16 anyway. One matrix product gives the logits back.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from bitdistiller.assets import sha256_file
+from bitdistiller.config import DataParams
+from bitdistiller.data.generate import padded, read_sequences
+from bitdistiller.distill.chunked import CHUNK
+from bitdistiller.errors import UserError
+from bitdistiller.models import load_model
+from bitdistiller.training import has_bf16
+
+IGNORED = -100  # label of a position that has nothing to predict
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """A data set with the teacher's answers: what training reads.
+
+    Attributes:
+        input_ids: (N, L), padded on the right.
+        labels: (N, L), the token that follows each position, ``IGNORED`` where none does.
+        attention: (N, L), True for real tokens.
+        states: file of the teacher's last hidden states, (N, L, H).
+        head: (V, H) output embedding, in the dtype of the states.
+        gamma: the teacher's mean probability of the labels, padding excluded.
+    """
+
+    input_ids: Int[Tensor, "N L"]
+    labels: Int[Tensor, "N L"]
+    attention: Bool[Tensor, "N L"]
+    states: Path
+    head: Float[Tensor, "V H"]
+    gamma: float
+    teacher: str
+    vocabulary: dict[str, int]
+
+
+class DistillationDataset(Dataset):
+    """Examples for the Trainer; hidden states are read from the file one example at a time."""
+
+    def __init__(self, teacher: TeacherStates):
+        self.teacher = teacher
+        self._rows = safe_open(teacher.states, framework="pt").get_slice("states")
+
+    def __len__(self) -> int:
+        return len(self.teacher.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {
+            "input_ids": self.teacher.input_ids[index],
+            "attention_mask": self.teacher.attention[index],
+            "labels": self.teacher.labels[index],
+            "teacher_states": self._rows[index],
+        }
+
+
+def cache_teacher(params: DataParams, data: Path, folder: Path) -> dict:
+    """Run the teacher over a data set and write its states to ``folder``; returns gamma and what was written."""
+    teacher = load_model(params.teacher)
+    rows = [sequence.input_ids for sequence in read_sequences(data)]
+    ids, mask = padded(rows, teacher.tokenizer.pad_token_id, params.length)
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
+    states = last_hidden_states(teacher.model, ids, mask, dtype)
+    head = teacher.model.get_output_embeddings().weight.detach().to(dtype)
+    labels = next_tokens(ids, mask)
+    gamma = mean_confidence(states, head, labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"states": states}, folder / "states.safetensors")
+    save_file({"head": head.clone(), "input_ids": ids, "mask": mask}, folder / "data.safetensors")
+    record = {"teacher": params.teacher, "gamma": gamma, "dtype": str(dtype), "tokens": int(mask.sum()),
+              "teacher_origin": teacher.origin, "data_sha256": sha256_file(data)}  # fmt: skip
+    (folder / "teacher.json").write_text(json.dumps(record, indent=2) + "\n")
+    (folder / "vocabulary.json").write_text(json.dumps(teacher.tokenizer.get_vocab()))
+    return record
+
+
+def read_teacher(folder: Path) -> TeacherStates:
+    """What ``cache_teacher`` wrote."""
+    if not (folder / "vocabulary.json").exists():
+        raise UserError(f"{folder} holds no complete teacher cache; run `dvc repro` to make it")
+    record = json.loads((folder / "teacher.json").read_text())
+    with safe_open(folder / "data.safetensors", framework="pt") as file:
+        ids, mask, head = (file.get_tensor(name) for name in ("input_ids", "mask", "head"))
+    return TeacherStates(
+        ids, next_tokens(ids, mask), mask, folder / "states.safetensors", head, record["gamma"], record["teacher"],
+        json.loads((folder / "vocabulary.json").read_text()),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def last_hidden_states(model, ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"], dtype) -> Float[Tensor, "N L H"]:
+    """The states that the output head reads, for every position, under bf16 autocast where it is native."""
+    rows = max(1, 4096 // ids.shape[1])
+    parts = []
+    for start in tqdm(range(0, len(ids), rows), desc="teacher", unit="batch"):
+        part = slice(start, start + rows)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bf16()):
+            output = model.base_model(input_ids=ids[part], attention_mask=mask[part], use_cache=False)
+        parts.append(output.last_hidden_state.to(dtype))
+    return torch.cat(parts)
+
+
+def next_tokens(ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> Int[Tensor, "N L"]:
+    """The token after each position; ``IGNORED`` at the end of a sequence and in its padding."""
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, :-1] = ids[:, 1:].masked_fill(~mask[:, 1:], IGNORED)
+    return labels
+
+
+@torch.no_grad()
+def mean_confidence(states: Float[Tensor, "N L H"], head: Float[Tensor, "V H"], labels: Int[Tensor, "N L"]) -> float:
+    """Gamma: the teacher's mean probability of the label over all positions that have one (BitDistiller, section 3.3)."""
+    real = labels != IGNORED
+    total = 0.0
+    for chunk, label in zip(states[real].split(CHUNK), labels[real].split(CHUNK), strict=True):
+        probability = (chunk @ head.T).float().softmax(-1)
+        total += probability.gather(-1, label.unsqueeze(-1)).sum().item()
+    return total / int(real.sum())

@@ -1,0 +1,205 @@
+"""One student: clipped teacher weights, fake quantization, distillation on the Hugging Face Trainer.
+
+The Trainer brings the loop, accumulation, checkpoints, resuming and the progress bar; what is ours is one loss. Latent
+weights stay in fp32 (at learning rates near 1e-5 a bf16 update vanishes in rounding) and matrix products run under bf16
+autocast where the processor has it. A loss that is not finite, or ten times the first one, stops the run before the update
+is made: the last checkpoint is then still good, and the error names it.
+"""
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import set_seed
+
+from bitdistiller.assets import sha256_file
+from bitdistiller.config import Params, RunParams
+from bitdistiller.data.blocks import BlockDataset, packed_blocks
+from bitdistiller.data.text import load_text
+from bitdistiller.distill.chunked import chunked_cakld
+from bitdistiller.distill.clipping import apply_clipping
+from bitdistiller.distill.teacher import IGNORED, DistillationDataset, TeacherStates, read_teacher
+from bitdistiller.errors import UserError
+from bitdistiller.models import LoadedModel, load_model
+from bitdistiller.provenance import Stopwatch, environment
+from bitdistiller.quant import make_format, quantize_model
+from bitdistiller.results import CurvePoint, TrainingRecord
+from bitdistiller.training import SafeTrainer, fingerprint, has_bf16, training_arguments
+
+EXPLOSION = 10  # times the first loss
+
+
+class DistillationTrainer(SafeTrainer):
+    """SafeTrainer whose training loss is CAKLD against cached teacher states; evaluation is plain cross-entropy."""
+
+    def __init__(self, *args, teacher_head: torch.Tensor, gamma: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.teacher_head, self.gamma = teacher_head, gamma
+        self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
+        self.first_loss: float | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "teacher_states" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs)
+        student = self.accelerator.unwrap_model(model)
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=has_bf16()):
+            output = student.base_model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            )
+        real = inputs["labels"] != IGNORED
+        head = student.get_output_embeddings().weight
+        hidden, teacher_hidden = output.last_hidden_state[real], inputs["teacher_states"][real]
+        total = chunked_cakld(hidden, head, teacher_hidden, self.teacher_head, self.gamma)
+        self._refuse_divergence(total.item() / len(hidden))
+        return total / num_items_in_batch
+
+    def _refuse_divergence(self, loss: float) -> None:
+        first = self.first_loss = loss if self.first_loss is None else self.first_loss
+        if math.isfinite(loss) and loss <= EXPLOSION * max(first, 1.0):
+            return
+        step = self.state.global_step + 1
+        checkpoint = self.last_checkpoint() or "none was written yet"
+        kind = "is not finite" if not math.isfinite(loss) else f"exploded (it began at {first:.3g})"
+        raise UserError(
+            f"step {step}: the loss {kind}: {loss:.4g}; last good checkpoint: {checkpoint}; "
+            "lower learning_rate or add warmup_steps for this run in params.yaml"
+        )
+
+
+def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
+    """Train the student of run ``name`` from its clipping bounds and teacher cache; resumes from its last checkpoint.
+
+    The student's latent weights and tokenizer are written to ``artifacts/students/NAME``; its checkpoints, in
+    ``artifacts/checkpoints/NAME``, are removed when that is done.
+
+    Raises:
+        UserError: inputs are missing or do not belong together, or the loss diverged.
+    """
+    watch, run = Stopwatch(), params.runs[name]
+    torch.set_num_threads(params.threads)
+    teacher = read_teacher(artifacts / "teacher" / run.data)
+    bounds = artifacts / "clip" / f"{run.quantizer}.safetensors"
+    student = prepare_student(params, run, bounds)
+    check_vocabulary(student, teacher)
+    identity = {
+        "run": run.model_dump(),
+        "quantizer": params.quantizers[run.quantizer].model_dump(),
+        "data": params.data[run.data].model_dump(),
+        "clip": sha256_file(bounds),
+        "teacher": sha256_file(teacher.states),
+    }
+    work = artifacts / "checkpoints" / name
+    trainer = _trainer(run, params, student, teacher, work, fingerprint(identity))
+    resume = trainer.last_checkpoint()
+    if resume:
+        print(f"{name}: resuming from {resume}")
+    trainer.train(resume_from_checkpoint=resume)
+    out = artifacts / "students" / name
+    student.model.save_pretrained(out)
+    student.tokenizer.save_pretrained(out)
+    record = TrainingRecord(
+        run=name,
+        teacher=teacher.teacher,
+        steps=trainer.state.global_step,
+        tokens=run.batch_tokens * trainer.state.global_step,
+        gamma=teacher.gamma,
+        curve=_curve(trainer.state.log_history),
+        final_loss=_final_loss(trainer.state.log_history),
+        parameters_used=identity,
+        environment=environment(),
+        cost=watch.cost(),
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+def prepare_student(params: Params, run: RunParams, bounds: Path) -> LoadedModel:
+    """The run's model with clipped weights and fake-quantized layers: the student before its first step."""
+    quantizer = params.quantizers[run.quantizer]
+    student = load_model(quantizer.model)
+    apply_clipping(student.model, bounds, quantizer.group_size)
+    quantize_model(student.model, make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size))
+    return student
+
+
+def check_vocabulary(student: LoadedModel, teacher: TeacherStates) -> None:
+    """Refuse a teacher whose token ids mean other strings than the student's.
+
+    Raises:
+        UserError: the vocabularies differ; the distributions would be compared across unrelated tokens.
+    """
+    own = student.tokenizer.get_vocab()
+    if own == teacher.vocabulary:
+        return
+    differing = sum(teacher.vocabulary.get(token) != index for token, index in own.items())
+    raise UserError(
+        f"teacher {teacher.teacher} and student {student.name} have different vocabularies ({differing:,} of {len(own):,} "
+        "tokens have another id); choose a teacher with the student's tokenizer"
+    )
+
+
+def _trainer(
+    run: RunParams, params: Params, student: LoadedModel, teacher: TeacherStates, work: Path, identity: str
+) -> DistillationTrainer:
+    length = teacher.input_ids.shape[1]
+    rows, left = divmod(run.batch_tokens, length * run.micro_batches)
+    if left or not rows:
+        raise UserError(
+            f"batch_tokens = {run.batch_tokens} is not a multiple of sequence length {length} x micro_batches "
+            f"{run.micro_batches}; change one of them in params.yaml"
+        )
+    quantizer = params.quantizers[run.quantizer]
+    held_out = packed_blocks(student.tokenizer, load_text(quantizer.text, "validation"), length)
+    set_seed(run.seed)
+    arguments = training_arguments(
+        work,
+        per_device_train_batch_size=rows,
+        per_device_eval_batch_size=rows,
+        gradient_accumulation_steps=run.micro_batches,
+        max_steps=run.steps,
+        learning_rate=run.learning_rate,
+        warmup_steps=run.warmup_steps,
+        weight_decay=run.weight_decay,
+        lr_scheduler_type="cosine",
+        max_grad_norm=1.0,
+        dataloader_drop_last=True,
+        eval_on_start=True,
+        eval_strategy="steps",
+        eval_steps=run.validate_every,
+        save_strategy="steps",
+        save_steps=run.checkpoint_every,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        prediction_loss_only=True,
+        seed=run.seed,
+    )
+    student.model.config.use_cache = False
+    return DistillationTrainer(
+        model=student.model,
+        args=arguments,
+        train_dataset=DistillationDataset(teacher),
+        eval_dataset=BlockDataset(held_out[: run.validation_sequences]),
+        teacher_head=teacher.head,
+        gamma={"cakld": teacher.gamma, "forward_kl": 0.0, "reverse_kl": 1.0}[run.loss],
+        run_fingerprint=identity,
+    )
+
+
+def _curve(history: list[dict]) -> list[CurvePoint]:
+    points: dict[int, CurvePoint] = {}
+    for entry in history:
+        point = points.setdefault(entry["step"], CurvePoint(step=entry["step"]))
+        if "loss" in entry:
+            point.loss = entry["loss"]
+        if "eval_loss" in entry:
+            point.validation_perplexity = math.exp(min(entry["eval_loss"], 700))
+    return [points[step] for step in sorted(points)]
+
+
+def _final_loss(history: list[dict]) -> float:
+    """Mean training loss of the last tenth of the steps."""
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)

@@ -1,0 +1,193 @@
+r"""The contract of a weight format, and what all group-wise formats share.
+
+A format turns groups of consecutive weights of a row (along the input dimension) into codes and a few numbers a group.
+Groups have ``group_size`` weights; when that does not divide the row, the last group is shorter, which real hidden
+sizes such as 576 with groups of 128 need. Here lies the mechanics: cutting a matrix into groups, holding codes, and
+the guarantee on which training, evaluation and export rest:
+
+    fake quantization is ``dequantize(quantize(w))``, bit for bit,
+
+because both run the same ``encode`` and ``decode``; ``quantize`` merely stores the codes as bytes in between.
+
+Scales are snapped to fp16 when they are made, before any code is computed, since fp16 is what packed checkpoints
+store: rounding them later would make an exported student another model than the one that was trained.
+A format in this module's sense is fitted to a range ``[low, high]`` of each group, which is also what a clipping search
+varies; the range always includes zero, so that zero is a level.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from bitdistiller.errors import UserError
+
+Scales = tuple[Tensor, ...]
+FP16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized matrix: one code a weight and, for each group, the numbers that give the codes their values.
+
+    Attributes:
+        format: the format that made it.
+        codes: (O, I) uint8.
+        scale: (O, G) fp32 values that are exact in fp16.
+        zero: (O, G) zero points in code units, or None for formats without them.
+        negative_scale: (O, G) scale of the negative levels, or None.
+        dtype: dtype of the matrix it was made from, which ``dequantize`` returns.
+    """
+
+    format: "Format"
+    codes: UInt8[Tensor, "O I"]
+    scale: Float[Tensor, "O G"]
+    zero: Float[Tensor, "O G"] | None
+    negative_scale: Float[Tensor, "O G"] | None
+    dtype: torch.dtype
+
+    def dequantize(self) -> Float[Tensor, "O I"]:
+        """The low-bit values as a dense matrix of the original dtype."""
+        return self.format.dequantize(self)
+
+
+@dataclass(frozen=True)
+class Format(ABC):
+    """A weight format with its bits and group size; a frozen value without state.
+
+    Raises:
+        UserError: bits that the format does not have, or a group size below 1.
+    """
+
+    bits: int
+    group_size: int
+
+    name: ClassVar[str]
+    supported_bits: ClassVar[range]
+    source: ClassVar[str]
+
+    def __post_init__(self):
+        if self.bits not in self.supported_bits:
+            low, high = self.supported_bits[0], self.supported_bits[-1]
+            raise UserError(f"format {self.name} has {low} to {high} bits, not {self.bits}; change bits or the format")
+        if self.group_size < 1:
+            raise UserError(f"format {self.name}: group size must be at least 1, not {self.group_size}")
+
+    # What a format defines; all work on the last dimension, which is one group.
+
+    @abstractmethod
+    def fit(self, low: Float[Tensor, "*g 1"], high: Float[Tensor, "*g 1"]) -> Scales:
+        """Numbers a group, from its range ``low <= 0 <= high``."""
+
+    @abstractmethod
+    def encode(self, groups: Float[Tensor, "*g n"], scales: Scales) -> Float[Tensor, "*g n"]:
+        """Codes, as whole floats; weights outside the fitted range get the nearest outermost code."""
+
+    @abstractmethod
+    def decode(self, codes: Float[Tensor, "*g n"], scales: Scales) -> Float[Tensor, "*g n"]:
+        """Values of codes. May overwrite ``codes``."""
+
+    @abstractmethod
+    def named(self, scales: Scales) -> dict[str, Tensor]:
+        """``scales`` under the names of ``Quantized``'s fields."""
+
+    @abstractmethod
+    def scale_bits(self) -> int:
+        """Bits stored for each group beside the codes."""
+
+    # What every format gets.
+
+    def quantize(self, w: Float[Tensor, "O I"]) -> Quantized:
+        """Quantize a weight matrix.
+
+        Raises:
+            UserError: not a matrix of floating-point numbers, or it holds NaN or Inf.
+        """
+        _check_weights(w)
+        fitted = [(groups, self.fit(*group_range(groups))) for groups in split_groups(w.detach().float(), self.group_size)]
+        codes = [self.encode(groups, scales).flatten(1) for groups, scales in fitted]
+        joined = tuple(torch.cat(parts, dim=1).squeeze(-1) for parts in zip(*(s for _, s in fitted), strict=True))
+        fields = {"zero": None, "negative_scale": None, **self.named(joined)}
+        return Quantized(self, torch.cat(codes, dim=1).to(torch.uint8), dtype=w.dtype, **fields)
+
+    def dequantize(self, q: Quantized) -> Float[Tensor, "O I"]:
+        """Values of a quantized matrix, (O, I), in the dtype it was made from."""
+        scales = self._scales_of(q)
+        parts, start = [], 0
+        for codes in split_groups(q.codes.float(), self.group_size):
+            count = codes.shape[1]
+            part = tuple(s[:, start : start + count].unsqueeze(-1) for s in scales)
+            parts.append(self.decode(codes, part).flatten(1))
+            start += count
+        return torch.cat(parts, dim=1).to(q.dtype)
+
+    def round(self, w: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
+        """``quantize(w).dequantize()`` without storing codes; no gradient (see ``fake_quantize``)."""
+        return map_groups(self.round_groups, w.float(), self.group_size).to(w.dtype)
+
+    def round_groups(self, groups: Float[Tensor, "O G n"]) -> Float[Tensor, "O G n"]:
+        """Low-bit values of whole groups, each fitted to its own range."""
+        scales = self.fit(*group_range(groups))
+        return self.decode(self.encode(groups, scales), scales)
+
+    def levels(self, q: Quantized) -> Float[Tensor, "O G L"]:
+        """The codebook of each group: every value that a code can stand for, ascending."""
+        codes = torch.arange(2**self.bits, dtype=torch.float32, device=q.codes.device)
+        scales = tuple(s.unsqueeze(-1) for s in self._scales_of(q))
+        return self.decode(codes.expand(*q.scale.shape, -1).clone(), scales)
+
+    def bits_per_weight(self, in_features: int | None = None) -> float:
+        """Stored bits a weight, scales and zero points included; ``in_features`` accounts for a ragged last group."""
+        row = in_features or self.group_size
+        return self.bits + self.scale_bits() * math.ceil(row / self.group_size) / row
+
+    def _scales_of(self, q: Quantized) -> Scales:
+        return tuple(s for s in (q.scale, q.zero, q.negative_scale) if s is not None)
+
+
+def split_groups(w: Tensor, group_size: int) -> Iterator[Float[Tensor, "O G n"]]:
+    """The full groups of every row, and after them the shorter last group where there is one."""
+    rows, columns = w.shape
+    full = columns - columns % group_size
+    if full:
+        yield w[:, :full].reshape(rows, full // group_size, group_size)
+    if full < columns:
+        yield w[:, full:].reshape(rows, 1, columns - full)
+
+
+def map_groups(function: Callable[[Tensor], Tensor], w: Tensor, group_size: int) -> Tensor:
+    """A matrix with ``function`` applied to its groups."""
+    parts = [function(groups).flatten(1) for groups in split_groups(w, group_size)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def group_range(groups: Float[Tensor, "*g n"]) -> tuple[Float[Tensor, "*g 1"], Float[Tensor, "*g 1"]]:
+    """Least and greatest weight of each group, widened to include zero."""
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    return low.clamp_max(0), high.clamp_min(0)
+
+
+def snap_down(scale: Tensor) -> Tensor:
+    """The greatest fp16 number not above each (non-negative) scale, as fp32.
+
+    Rounding down, not to nearest, keeps the outermost codes in use: with a scale that is too large by half a unit in
+    the last place the greatest weight may fall short of the last code, and quantizing twice would differ from once.
+    """
+    half = scale.clamp_max(FP16_MAX).to(torch.float16)
+    too_large = (half.float() > scale).to(torch.int16)
+    return (half.view(torch.int16) - too_large).view(torch.float16).float()
+
+
+def _check_weights(w: Tensor) -> None:
+    if not isinstance(w, Tensor) or w.ndim != 2 or not w.is_floating_point():
+        found = f"{w.dtype} of shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
+        raise UserError(f"quantize takes a floating-point matrix (out, in), not {found}")
+    if w.numel() == 0:
+        raise UserError(f"quantize takes a matrix with weights, not one of shape {tuple(w.shape)}")
+    if not torch.isfinite(w).all():
+        raise UserError(f"the weight matrix of shape {tuple(w.shape)} holds NaN or Inf; nothing was quantized")

@@ -1,0 +1,329 @@
+"""Figures with one look: column width, colours that colour-blind readers can tell apart, the same bytes every time.
+
+Every series has a colour of the Okabe-Ito palette and a marker of its own, so that neither colour vision nor colour
+print is needed. Text is drawn as outlines (``svg.fonttype: path``): a figure looks the same on every machine, with no
+font to fetch, and its words are repeated in the caption and the title element. Ids are salted with a constant and no
+date is written, so an unchanged figure is an unchanged file.
+
+A figure is one column wide (3.4 inches). Panels that belong together are separate figures that the page puts side by
+side, since two panels in one image are too small to read on a phone. In the page the ink, paper and series colours
+become CSS variables and so follow the reader's light or dark theme; the files on disk have a white ground.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from bitdistiller.analysis.published import paper_of
+from bitdistiller.analysis.study import StudyReport
+from bitdistiller.analysis.verdict import digits
+
+COLUMN_INCHES = 3.4
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b07d00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#d8dce1", "#ffffff"
+_THEMED = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"} | {
+    colour: f"--series-{index}" for index, colour in enumerate(SERIES, 1)
+}
+LOOK = {
+    "svg.fonttype": "path",
+    "svg.hashsalt": "bitdistiller",
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8.5,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.edgecolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "ytick.minor.width": 0,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.handlelength": 1.5,
+    "legend.columnspacing": 0.9,
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure and the sentence under it."""
+
+    figure: Figure
+    caption: str
+
+
+def axes(title: str, ylabel: str, height: float = 2.55) -> tuple[Figure, Axes]:
+    """An empty figure of one column; draw inside ``matplotlib.rc_context(LOOK)``."""
+    figure = Figure(figsize=(COLUMN_INCHES, height))
+    ax = figure.add_subplot()
+    ax.set_title(title)
+    ax.set_ylabel(ylabel)
+    return figure, ax
+
+
+def measured_panel(
+    rows: pd.DataFrame,
+    series: Sequence[tuple[str, str]],
+    task: str,
+    ylabel: str,
+    caption: str,
+    log: bool = False,
+    chance: float | None = None,
+) -> Drawing:
+    """Conditions of our own runs in order: seeds as small points, means with 95 % intervals, numbers beside them.
+
+    Args:
+        rows: the study's tidy table.
+        series: pairs of metric and legend label (empty for a single series).
+        task: task of these metrics.
+        log: logarithmic axis.
+        chance: score of guessing, drawn as a dashed line. Conditions without a level stand apart on the right.
+    """
+    measured = rows[(rows["source"] == "measured") & (rows["task"] == task)]
+    places = _places(measured[measured["kind"] == "mean"])
+    models = " and ".join(measured[measured["kind"] == "mean"]["model"].unique())
+    with matplotlib.rc_context(LOOK):
+        figure, ax = axes(f"Measured: {models}", ylabel)
+        for index, (metric, name) in enumerate(series):
+            _draw_series(ax, measured[measured["metric"] == metric], places, index, name)
+        means = measured[(measured["kind"] == "mean") & measured["metric"].isin([metric for metric, _ in series])]
+        _number_means(ax, means, places, log)
+        _finish(ax, places, log, chance)
+        if len(series) > 1:
+            ax.legend(loc="best")
+    return Drawing(figure, caption)
+
+
+def published_panel(
+    rows: pd.DataFrame,
+    metric: str,
+    task: str,
+    ylabel: str,
+    caption: str,
+    log: bool = False,
+    chance: float | None = None,
+) -> Drawing:
+    """The same quantity as the papers print it, one line a model; never in one panel with our runs."""
+    everything = rows[rows["kind"].isin(["mean", "published"])]
+    places = _places(everything)
+    printed = rows[(rows["kind"] == "published") & (rows["task"] == task) & (rows["metric"] == metric)]
+    with matplotlib.rc_context(LOOK):
+        figure, ax = axes("Published: other models", ylabel, height=2.95)
+        for index, ((source, model), part) in enumerate(printed.groupby(["source", "model"], sort=False)):
+            numbered = part[part["level"].notna()]
+            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+            ax.plot(_x(numbered, places), numbered["value"], label=f"{model} ({paper_of(source)})", **style)
+            apart = part[part["level"].isna()]
+            ax.plot(_x(apart, places), apart["value"], linestyle="none", **style)
+        _finish(ax, places, log, chance)
+        figure.legend(loc="outside lower left", ncols=2)
+    return Drawing(figure, caption)
+
+
+def _places(rows: pd.DataFrame) -> dict[str, float]:
+    """x of every condition: levels evenly spaced from high to low, conditions without one apart on the right."""
+    conditions = rows[["condition", "level"]].drop_duplicates("condition")
+    ordered = conditions.dropna().sort_values("level", ascending=False, kind="stable")["condition"]
+    apart = conditions[conditions["level"].isna()]["condition"]
+    return {name: float(x) for x, name in enumerate(ordered)} | {
+        name: len(ordered) + 0.35 + x for x, name in enumerate(apart)
+    }
+
+
+def _x(rows: pd.DataFrame, places: dict[str, float]) -> np.ndarray:
+    return np.array([places[condition] for condition in rows["condition"]])
+
+
+def _draw_series(ax: Axes, part: pd.DataFrame, places: dict[str, float], index: int, name: str) -> None:
+    colour, marker = SERIES[index], MARKERS[index]
+    seeds, means = part[part["kind"] == "run"], part[part["kind"] == "mean"]
+    line = means[means["level"].notna()]
+    ax.plot(_x(line, places), line["value"], color=colour)
+    spread = [(means["value"] - means["low"]).clip(lower=0), (means["high"] - means["value"]).clip(lower=0)]
+    ax.errorbar(
+        _x(means, places),
+        means["value"],
+        yerr=spread,
+        fmt=marker,
+        color=colour,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.7,
+        markersize=6.5,
+        elinewidth=1.2,
+        capsize=2.5,
+        label=name or None,
+        zorder=3,
+    )
+    several = seeds["condition"].map(seeds["condition"].value_counts()) > 1
+    seeds = seeds[several.astype(bool)]
+    ax.scatter(_x(seeds, places) - 0.16, seeds["value"], s=9, color=colour, alpha=0.55, linewidths=0)
+
+
+def _number_means(ax: Axes, means: pd.DataFrame, places: dict[str, float], log: bool) -> None:
+    """Write each mean beside its interval: above the highest series of a condition, below the others."""
+    halo = [withStroke(linewidth=2.2, foreground=PAPER)]
+    top = means.groupby("condition")["value"].idxmax()
+    for label, row in means.iterrows():
+        above = label == top[row["condition"]]
+        ax.annotate(
+            _format(row["value"], log),
+            (places[row["condition"]], row["high"] if above else row["low"]),
+            xytext=(0, 4 if above else -4),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            fontsize=7,
+            color=INK,
+            path_effects=halo,
+            zorder=5,
+        )
+
+
+def _format(value: float, log: bool) -> str:
+    return digits(value, 2 if not log else 0 if value >= 100 else 1)
+
+
+def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None) -> None:
+    ax.set_xticks(list(places.values()), [name.replace(" ", "\n", 1) for name in places])
+    ax.set_xlim(-0.45, max(places.values()) + 0.45)
+    whole = [x for x in places.values() if x.is_integer()]
+    if len(whole) < len(places):
+        ax.axvline(max(whole) + 0.675, color=GRID, linewidth=0.8)
+    if log:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high * (high / low) ** 0.08)
+        if high / low > 1e3:
+            ax.yaxis.set_major_locator(LogLocator(subs=(1,), numticks=12))
+    else:
+        ax.margins(y=0.14)
+        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if chance is not None:
+        ax.axhline(chance, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+        ax.annotate(
+            f"chance {chance:.2f}",
+            (-0.4, chance),
+            xytext=(0, -3),
+            textcoords="offset points",
+            va="top",
+            fontsize=7,
+            color=MUTED,
+        )
+
+
+def training_curves(report: StudyReport) -> dict[str, Drawing]:
+    """Loss and validation perplexity along training, a colour per condition and a line per seed.
+
+    Empty when no run of the study was trained.
+    """
+    kinds = {
+        "training-loss": ("loss", "training loss", False, "Training loss per step; one line a seed."),
+        "training-perplexity": (
+            "validation_perplexity",
+            "validation perplexity",
+            True,
+            "Perplexity on validation text along training (log axis); one line a seed.",
+        ),
+    }
+    drawings = {name: _curves(report, *kind) for name, kind in kinds.items()}
+    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+
+
+def _curves(report: StudyReport, field: str, ylabel: str, log: bool, caption: str) -> Drawing | None:
+    trained = [summary for summary in report.runs if summary.training]
+    conditions = list(dict.fromkeys(summary.condition for summary in trained))
+    drawn = False
+    with matplotlib.rc_context(LOOK):
+        figure, ax = axes("Measured: training", ylabel)
+        for summary in trained:
+            index = conditions.index(summary.condition)
+            points = [(point.step, getattr(point, field)) for point in summary.training.curve]
+            points = [(step, value) for step, value in points if value is not None]
+            first = next(s for s in trained if s.condition == summary.condition) is summary
+            if points:
+                drawn = True
+                ax.plot(
+                    *zip(*points, strict=True),
+                    color=SERIES[index % len(SERIES)],
+                    linewidth=1,
+                    alpha=0.85,
+                    marker=MARKERS[index % len(MARKERS)] if log else None,
+                    markersize=3,
+                    label=summary.condition if first else None,
+                )
+        if not drawn:
+            return None
+        ax.set_xlabel("step")
+        if log:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        figure.legend(loc="outside lower left", ncols=4)
+    return Drawing(figure, caption)
+
+
+def save(drawing: Drawing, stem: Path) -> str:
+    """Write ``STEM.svg`` and ``STEM.png`` (300 dpi) and return the SVG source; equal drawings give equal bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(LOOK):
+        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        drawing.figure.savefig(stem.with_suffix(".svg"), metadata=nothing)
+        drawing.figure.savefig(stem.with_suffix(".png"), dpi=300, metadata={"Software": None})
+    return stem.with_suffix(".svg").read_text()
+
+
+def inline_svg(source: str, name: str, title: str) -> str:
+    """An SVG file's source as a piece of a page: themed colours, ids of its own, no prologue, a title for readers.
+
+    Args:
+        name: prefix that keeps the ids of several figures in one page apart.
+        title: what a screen reader says.
+    """
+    body = source[source.index("<svg") :]
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
+    body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    for colour, variable in _THEMED.items():
+        body = body.replace(colour, f"var({variable})")
+    opening = re.search(r"<svg[^>]*>", body).group()
+    box = re.search(r'viewBox="[^"]+"', opening).group()
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img">'
+    return head + f"<title>{escape(title)}</title>" + body[len(opening) :]

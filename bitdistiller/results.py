@@ -1,0 +1,133 @@
+"""The schema of results: what every stage writes, validated when written and again when read.
+
+One scored model leaves two files in ``results/runs/RUN/``: ``scores.json`` (a ``RunScores``) and ``items.csv``, a tidy
+table of per-item results for paired tests with the columns ``task, item, metric, value, weight``. For accuracy
+``value`` is 0 or 1 and ``weight`` 1; for perplexity ``metric`` is ``nll``, ``value`` the summed negative
+log-likelihood of one document in nats and ``weight`` its number of predicted tokens.
+A trained student leaves ``train.json`` beside them (a ``TrainingRecord``).
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bitdistiller.errors import UserError
+
+ITEM_COLUMNS = ["task", "item", "metric", "value", "weight"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    def write(self, path: Path) -> None:
+        """Validate and write as JSON, replacing the file in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checked = type(self).model_validate(self.model_dump())
+        staging = path.with_suffix(".tmp")
+        staging.write_text(checked.model_dump_json(indent=2) + "\n")
+        staging.replace(path)
+
+    @classmethod
+    def read(cls, path: Path):
+        """Read and validate; a missing or foreign file is a ``UserError``."""
+        try:
+            return cls.model_validate_json(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist; run `dvc repro` to make it") from None
+        except ValidationError as error:
+            raise UserError(f"{path} is not a {cls.__name__}: {error.errors()[0]['msg']}") from None
+
+
+class Environment(Record):
+    """What produced a number: code, libraries and machine."""
+
+    commit: str
+    dirty: bool
+    python: str
+    versions: dict[str, str]
+    machine: str
+    cores: int
+    threads: int
+    bf16: bool
+
+
+class Cost(Record):
+    """Wall time in seconds and peak resident memory in bytes of one stage."""
+
+    seconds: float
+    peak_bytes: int
+
+
+class Score(Record):
+    """One number with its uncertainty. ``metric`` is ``perplexity``, ``acc`` or ``acc_norm``.
+
+    ``standard_error`` is the binomial one for accuracy and the bootstrap over documents for perplexity; ``low`` and
+    ``high`` bound the 95 % interval. ``n`` counts items (accuracy) or documents (perplexity). ``chance`` is the score of
+    guessing, where there is one.
+    """
+
+    task: str
+    metric: Literal["perplexity", "acc", "acc_norm"]
+    value: float
+    standard_error: float
+    low: float
+    high: float
+    n: int
+    chance: float | None
+
+
+class RunScores(Record):
+    """All scores of one model: a trained student or a baseline.
+
+    ``model`` is the name of the architecture's source; ``origin`` says in a sentence what its full-precision weights
+    are (for SmolLM2: that they come from a 4-bit file).
+    """
+
+    run: str
+    model: str
+    origin: str
+    bits: float
+    bits_per_weight: float
+    parameters: int
+    quantized_parameters: int
+    scores: list[Score]
+    parameters_used: dict
+    data: dict
+    environment: Environment
+    cost: Cost
+
+
+class CurvePoint(Record):
+    step: int
+    loss: float | None = None
+    validation_perplexity: float | None = None
+
+
+class TrainingRecord(Record):
+    """How one student was trained and what it cost."""
+
+    run: str
+    teacher: str
+    steps: int
+    tokens: int
+    gamma: float
+    final_loss: float
+    curve: list[CurvePoint]
+    parameters_used: dict
+    environment: Environment
+    cost: Cost
+
+
+def write_items(items: pd.DataFrame, path: Path) -> None:
+    """Write per-item results; the columns are fixed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    items[ITEM_COLUMNS].to_csv(path, index=False, float_format="%.6g")
+
+
+def read_items(path: Path) -> pd.DataFrame:
+    """Per-item results of one run."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run `dvc repro` to make it")
+    return pd.read_csv(path, dtype={"task": str, "item": str, "metric": str})

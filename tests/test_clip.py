@@ -1,0 +1,79 @@
+"""The clipping search against a slow, obvious twin, and its promise never to be worse than no clipping."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitdistiller.errors import UserError
+from bitdistiller.quant import clip_weights, make_format, search_clip
+from bitdistiller.quant.clip import SHRINKS
+
+
+def slow_search(w, x, fmt):
+    """Every group, every candidate, by the definition: clamp, quantize, compare outputs."""
+    groups = -(-w.shape[1] // fmt.group_size)
+    errors = torch.empty(len(w), groups, dtype=torch.float64)
+    for row in range(len(w)):
+        for group in range(groups):
+            part = slice(group * fmt.group_size, (group + 1) * fmt.group_size)
+            weights, inputs = w[row, part], x[:, part].double()
+            low, high = weights.min().clamp_max(0), weights.max().clamp_min(0)
+            errors[row, group] = min(
+                output_error(weights, fmt, low * a, high * b, inputs) for b in SHRINKS for a in SHRINKS
+            )
+    return errors
+
+
+def output_error(weights, fmt, low, high, inputs):
+    rounded = fmt.quantize(weights.clamp(low, high)[None]).dequantize()[0]
+    return (inputs @ (weights - rounded).double()).square().sum().item()
+
+
+def group_errors(w, clipped, x, fmt):
+    """Output error of each group after quantizing ``clipped``, measured against ``w``."""
+    groups = -(-w.shape[1] // fmt.group_size)
+    difference = (w - fmt.quantize(clipped).dequantize()).double()
+    parts = [slice(g * fmt.group_size, (g + 1) * fmt.group_size) for g in range(groups)]
+    return torch.stack([(x[:, p].double() @ difference[:, p].T).square().sum(0) for p in parts], dim=1)
+
+
+@st.composite
+def cases(draw):
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    columns = draw(st.integers(3, 20))
+    w = torch.randn(draw(st.integers(1, 3)), columns, generator=generator) ** draw(st.sampled_from([1, 3]))
+    x = torch.randn(draw(st.integers(1, 8)), columns, generator=generator)
+    name, bits = draw(st.sampled_from([("int-asym", 1), ("int-asym", 2), ("int-asym", 3), ("nf-asym", 2), ("nf-asym", 3)]))
+    return w, x, make_format(name, bits=bits, group_size=draw(st.sampled_from([4, 7])))
+
+
+@given(cases())
+def test_finds_what_the_slow_twin_finds(case):
+    w, x, fmt = case
+    clipped = clip_weights(w, *search_clip(w, x, fmt), fmt.group_size)
+    found, best = group_errors(w, clipped, x, fmt), slow_search(w, x, fmt)
+    assert torch.allclose(found, best, rtol=1e-3, atol=1e-6 * x.square().sum().item())
+
+
+@given(cases())
+def test_never_worse_than_no_clipping(case):
+    w, x, fmt = case
+    clipped = clip_weights(w, *search_clip(w, x, fmt), fmt.group_size)
+    slack = 1e-6 * x.square().sum().item()
+    assert (group_errors(w, clipped, x, fmt) <= group_errors(w, w, x, fmt) * (1 + 1e-4) + slack).all()
+
+
+def test_bounds_are_on_the_grid_and_ragged_groups_have_their_own():
+    torch.manual_seed(0)
+    w, x = torch.randn(5, 10), torch.randn(16, 10)
+    low, high = search_clip(w, x, make_format("int-asym", bits=2, group_size=4))
+    assert low.shape == high.shape == (5, 3)
+    shrink = high[:, 2] / w[:, 8:].amax(1)
+    positive = w[:, 8:].amax(1) > 0
+    assert all(min(abs(s - g) for g in SHRINKS) < 1e-6 for s in shrink[positive].tolist())
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="search_clip takes"):
+        search_clip(torch.zeros(2, 4), torch.zeros(3, 5), make_format("int-asym", bits=2, group_size=4))

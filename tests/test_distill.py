@@ -1,0 +1,222 @@
+"""Teacher cache, gamma, data and the training run itself: resuming, divergence, refused mismatches."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from bitdistiller.data.generate import TrainingSequence, make_data, padded, read_sequences, statistics
+from bitdistiller.distill.clipping import apply_clipping, search_model
+from bitdistiller.distill.losses import cakld
+from bitdistiller.distill.teacher import IGNORED, cache_teacher, next_tokens, read_teacher
+from bitdistiller.distill.trainer import _trainer, prepare_student, train
+from bitdistiller.errors import UserError
+from bitdistiller.models import load_model
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_model, tiny_text):
+    """Artifacts folder with data, teacher cache and clipping bounds of the tiny world."""
+    folder = tmp_path_factory.mktemp("world") / "artifacts"
+    params = tiny.params(tiny_model, tiny_text)
+    make_data(params.data["self"], folder / "data" / "self.jsonl")
+    cache_teacher(params.data["self"], folder / "data" / "self.jsonl", folder / "teacher" / "self")
+    search_model(params.quantizers["int2"], folder / "clip" / "int2.safetensors")
+    return folder
+
+
+def fresh(world, tmp_path):
+    """A copy of the world's inputs in which one test may train."""
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    for name in ("data", "teacher", "clip"):
+        (folder / name).symlink_to(world / name)
+    return folder
+
+
+def weights(folder):
+    return load_file(folder / "students" / "student" / "model.safetensors")
+
+
+def test_data_is_seeded_and_says_what_it_is(tiny_model, tiny_text, tmp_path):
+    section = tiny.params(tiny_model, tiny_text).data["self"]
+    records = [make_data(section, tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    assert records[0] == records[1] and (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    other = make_data(section.model_copy(update={"seed": 1}), tmp_path / "c.jsonl")
+    assert other["sha256"] != records[0]["sha256"]
+    sequences = read_sequences(tmp_path / "a.jsonl")
+    assert len(sequences) == 24 == records[0]["sequences"]
+    generated, corpus = sequences[:12], sequences[12:]
+    assert all(s.prompt_length == 8 and len(s.input_ids) <= 32 and s.input_ids[0] == 0 for s in generated)
+    assert all(s.prompt_length == len(s.input_ids) == 32 for s in corpus)
+    assert records[0]["generator_origin"] and records[0]["text"]["documents"] > 100
+
+
+def test_more_prompts_than_documents_are_cut_from_further_inside(tiny_model, tiny_text, tmp_path):
+    section = tiny.params(tiny_model, tiny_text).data["self"].model_copy(update={"sequences": 10**6, "corpus_sequences": 0})
+    with pytest.raises(UserError, match="of 1000000 prompts"):
+        make_data(section, tmp_path / "x.jsonl")
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_statistics_see_loops():
+    varied = TrainingSequence("d", 1, [0, *range(2, 40)], "")
+    loop = TrainingSequence("d", 1, [0, *[5, 6] * 20], "")
+    assert statistics([varied], 0)["loops"] == 0 and statistics([varied, loop], 0)["loops"] == 0.5
+    assert statistics([varied], 0)["distinct_2"] == 1 and statistics([loop], 0)["distinct_2"] < 0.1
+
+
+def test_labels_and_gamma_ignore_padding(tiny_model, world):
+    ids, mask = padded([[0, 5, 6], [0, 7]], pad=1, length=4)
+    assert next_tokens(ids, mask).tolist() == [[5, 6, IGNORED, IGNORED], [7, IGNORED, IGNORED, IGNORED]]
+    teacher = read_teacher(world / "teacher" / "self")
+    model = load_model(str(tiny_model)).model
+    confidences = []
+    for row, labels, attention in zip(teacher.input_ids, teacher.labels, teacher.attention, strict=True):
+        count = int(attention.sum())
+        with torch.no_grad():
+            probabilities = model(row[None, :count]).logits[0].softmax(-1)
+        confidences += [probabilities[i, labels[i]].item() for i in range(count - 1)]
+    assert (teacher.labels != IGNORED).sum() == len(confidences)
+    assert teacher.gamma == pytest.approx(sum(confidences) / len(confidences), rel=0.02)  # bf16 against fp32
+
+
+def test_clipping_leaves_queries_and_keys_alone(tiny_model, world):
+    bounds = load_file(world / "clip" / "int2.safetensors")
+    names = {key.rsplit(".", 1)[0] for key in bounds}
+    assert len(names) == 10 and not any(n.endswith(("q_proj", "k_proj")) for n in names)
+    clipped, original = load_model(str(tiny_model)).model, load_model(str(tiny_model)).model
+    apply_clipping(clipped, world / "clip" / "int2.safetensors", 20)
+    pairs = zip(clipped.model.layers, original.model.layers, strict=True)
+    changed = [(not torch.equal(a.mlp.up_proj.weight, b.mlp.up_proj.weight),
+                not torch.equal(a.self_attn.q_proj.weight, b.self_attn.q_proj.weight)) for a, b in pairs]  # fmt: skip
+    assert changed == [(True, False)] * 2
+
+
+def test_first_loss_is_cakld_of_the_clipped_student(tiny_model, tiny_text, world, tmp_path):
+    params = tiny.params(tiny_model, tiny_text)
+    teacher = read_teacher(world / "teacher" / "self")
+    student = prepare_student(params, params.runs["student"], world / "clip" / "int2.safetensors")
+    trainer = _trainer(params.runs["student"], params, student, teacher, tmp_path, "x")
+    batch = [trainer.train_dataset[i] for i in range(3)]
+    inputs = {key: torch.stack([example[key] for example in batch]) for key in batch[0]}
+    real = inputs["labels"] != IGNORED
+    loss = trainer.compute_loss(student.model, inputs, num_items_in_batch=real.sum())
+    with torch.no_grad():
+        full = load_model(str(tiny_model)).model
+        logits = [m(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits for m in (student.model, full)]
+    assert loss.item() == pytest.approx(cakld(*logits, gamma=teacher.gamma, mask=real).item(), rel=0.05)
+
+
+def test_training_lowers_the_loss_and_records_it(tiny_model, tiny_text, world, tmp_path):
+    folder = fresh(world, tmp_path)
+    record = train("student", tiny.params(tiny_model, tiny_text, steps=30, learning_rate=5e-3), folder)
+    losses = [point.loss for point in record.curve if point.loss is not None]
+    assert len(losses) == record.steps == 30 and sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    validated = [point.step for point in record.curve if point.validation_perplexity is not None]
+    assert validated[0] == 0 and validated[-1] == 30
+    assert record.cost.seconds > 0 and record.environment.versions["torch"].startswith("2.")
+    saved = LlamaForCausalLM.from_pretrained(folder / "students" / "student")
+    assert saved.dtype == torch.float32 and not (folder / "checkpoints" / "student").exists()
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny_model, tiny_text, world, tmp_path):
+    found = []
+    for index, seed in enumerate((0, 0, 1)):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        folder = fresh(world, folder)
+        train("student", tiny.params(tiny_model, tiny_text, seed=seed), folder)
+        found.append(weights(folder))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert not all(torch.equal(found[0][key], found[2][key]) for key in found[0])
+
+
+def test_killed_run_resumes_to_the_same_weights(tiny_model, tiny_text, world, tmp_path):
+    """kill -9 after the second checkpoint, the same command again: bit-equal to an undisturbed run."""
+    (tmp_path / "whole").mkdir()
+    whole = fresh(world, tmp_path / "whole")
+    run = {"steps": 40, "checkpoint_every": 4, "validate_every": 40}
+    train("student", tiny.params(tiny_model, tiny_text, **run), whole)
+    (tmp_path / "killed").mkdir()
+    killed = fresh(world, tmp_path / "killed")
+    (killed.parent / "params.yaml").write_text(yaml.safe_dump(tiny.make_params(tiny_model, tiny_text, **run)))
+    command = [sys.executable, "-c", "from bitdistiller.cli import main; main()", "train", "student"]
+    process = subprocess.Popen(command, cwd=killed.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    second = killed / "checkpoints" / "student" / "checkpoint-8" / "trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and not (killed / "students").exists()
+    done = subprocess.run(command, cwd=killed.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and "resuming from" in done.stdout, done.stderr
+    assert all(torch.equal(value, weights(killed)[key]) for key, value in weights(whole).items())
+    record = json.loads((killed.parent / "results" / "runs" / "student" / "train.json").read_text())
+    assert len([p for p in record["curve"] if p["loss"] is not None]) == 40
+
+
+def test_checkpoints_hold_no_pickles(tiny_model, tiny_text, world, tmp_path, monkeypatch):
+    folder = fresh(world, tmp_path)
+    monkeypatch.setattr("bitdistiller.distill.trainer.shutil.rmtree", lambda *a, **k: None)
+    train("student", tiny.params(tiny_model, tiny_text), folder)
+    kinds = {os.path.splitext(name)[1] for _, _, names in os.walk(folder / "checkpoints") for name in names}
+    assert kinds == {".safetensors", ".json"}
+
+
+def test_checkpoint_of_other_parameters_is_refused(tiny_model, tiny_text, world, tmp_path, monkeypatch):
+    folder = fresh(world, tmp_path)
+    monkeypatch.setattr("bitdistiller.distill.trainer.shutil.rmtree", lambda *a, **k: None)
+    train("student", tiny.params(tiny_model, tiny_text), folder)
+    with pytest.raises(UserError, match="other parameters"):
+        train("student", tiny.params(tiny_model, tiny_text, learning_rate=2e-3), folder)
+
+
+@pytest.mark.parametrize("factor, words", [(math.nan, "not finite"), (1e3, "exploded")])
+def test_divergence_stops_with_step_loss_and_checkpoint(tiny_model, tiny_text, world, tmp_path, monkeypatch, factor, words):
+    from bitdistiller.distill import trainer as module
+
+    calls = []
+
+    def broken(*arguments):
+        calls.append(1)
+        total = module_chunked(*arguments)
+        return total * factor if len(calls) > 6 else total  # micro-batch 7: step 4
+
+    module_chunked = module.chunked_cakld
+    monkeypatch.setattr(module, "chunked_cakld", broken)
+    folder = fresh(world, tmp_path)
+    with pytest.raises(UserError, match=rf"step 4: .*{words}.*checkpoint-2"):
+        train("student", tiny.params(tiny_model, tiny_text), folder)
+    assert not (folder / "students").exists()
+
+
+def test_batch_that_does_not_divide_is_refused(tiny_model, tiny_text, world, tmp_path):
+    with pytest.raises(UserError, match="batch_tokens = 100"):
+        train("student", tiny.params(tiny_model, tiny_text, batch_tokens=100), fresh(world, tmp_path))
+
+
+def test_teacher_with_another_vocabulary_is_refused(tiny_model, tiny_text, world, tmp_path):
+    other = tiny.make_model(tmp_path / "other", kind="unigram")
+    params = tiny.params(other, tiny_text)
+    bounds = tmp_path / "clip" / "int2.safetensors"
+    search_model(params.quantizers["int2"], bounds)
+    (tmp_path / "teacher").symlink_to(world / "teacher")
+    with pytest.raises(UserError, match="different vocabularies"):
+        train("student", params, tmp_path)
+
+
+def test_missing_inputs_are_named(tiny_model, tiny_text, tmp_path):
+    with pytest.raises(UserError, match="no complete teacher cache"):
+        train("student", tiny.params(tiny_model, tiny_text), tmp_path)

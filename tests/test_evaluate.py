@@ -1,0 +1,277 @@
+"""Perplexity and the choices that share a context: the fast paths against slow obvious twins."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.models.huggingface import HFLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bitdistiller.config import EvaluationParams
+from bitdistiller.data.blocks import encode
+from bitdistiller.data.text import Document, document_id
+from bitdistiller.errors import UserError
+from bitdistiller.evaluate import evaluate_model, likelihood, shared_context
+from bitdistiller.evaluate.likelihood import by_length, inference
+from bitdistiller.evaluate.perplexity import document_nll, perplexity_score, windows
+from bitdistiller.evaluate.shared_context import SharedContextLM
+from bitdistiller.evaluate.tasks import quiet
+from bitdistiller.results import ITEM_COLUMNS
+from tests.tiny import sentences
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_model):
+    model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    return model, PreTrainedTokenizerFast.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def fp32(monkeypatch):
+    """Without autocast, so that twins can be compared tightly."""
+    for module in (likelihood, shared_context):
+        monkeypatch.setattr(module, "has_bf16", lambda: False)
+
+
+def documents(count: int) -> list[Document]:
+    return [Document(document_id(text), "made up", text) for text in sentences(count, seed=5)]
+
+
+def slow_nll(model, tokenizer, texts, window, max_tokens) -> dict[str, tuple[float, int]]:
+    """The obvious twin: one window at a time, all logits, fp32."""
+    found, left = {}, max_tokens
+    for document in sorted(texts, key=lambda document: document.id):
+        stream = [tokenizer.eos_token_id, *encode(tokenizer, [document.text])[0]][: left + 1]
+        total = 0.0
+        for start in range(0, len(stream) - 1, window):
+            part = torch.tensor([stream[start : start + window + 1]])
+            with torch.no_grad():
+                logits = model(part[:, :-1]).logits
+            total += torch.nn.functional.cross_entropy(logits[0], part[0, 1:], reduction="sum").item()
+        if len(stream) > 1:
+            found[document.id] = total, len(stream) - 1
+        left -= len(stream) - 1
+    return found
+
+
+# --- perplexity -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("window, max_tokens, batch_tokens", [(32, 10**6, 256), (7, 301, 64), (128, 500, 1)])
+def test_document_nll_equals_one_window_at_a_time(loaded, fp32, window, max_tokens, batch_tokens):
+    items = document_nll(*loaded, documents(12), window, max_tokens, batch_tokens, "heldout")
+    expected = slow_nll(*loaded, documents(12), window, max_tokens)
+    assert list(items.columns) == ITEM_COLUMNS and set(items["task"]) == {"heldout"} and set(items["metric"]) == {"nll"}
+    assert dict(zip(items["item"], items["weight"], strict=True)) == {key: n for key, (_, n) in expected.items()}
+    np.testing.assert_allclose(items["value"], [nll for nll, _ in expected.values()], rtol=2e-6)
+
+
+def test_bf16_changes_perplexity_by_less_than_its_own_noise(loaded, monkeypatch):
+    scores = []
+    for bf16 in (False, True):
+        monkeypatch.setattr(likelihood, "has_bf16", lambda value=bf16: value)
+        scores.append(perplexity_score(document_nll(*loaded, documents(30), 32, 10**6, 512), "perplexity"))
+    assert scores[0].value != scores[1].value
+    assert abs(scores[0].value - scores[1].value) < 0.1 * scores[0].standard_error
+
+
+def test_logits_come_in_chunks(loaded, fp32, monkeypatch):
+    model, tokenizer = loaded
+    sizes = []
+    hook = model.get_output_embeddings().register_forward_hook(lambda _, args, out: sizes.append(out.numel()))
+    monkeypatch.setattr(likelihood, "_CHUNK_LOGITS", 10 * model.config.vocab_size)
+    items = document_nll(model, tokenizer, documents(12), 32, 10**6, 512)
+    hook.remove()
+    assert max(sizes) == 10 * model.config.vocab_size
+    assert sum(sizes) == items["weight"].sum() * model.config.vocab_size  # padding is never projected
+
+
+def test_every_token_is_predicted_once(loaded):
+    _, tokenizer = loaded
+    texts = documents(5)
+    for document in texts:
+        targets = [t for part in windows(tokenizer, [document], 7, 10**6) for t in part.targets]
+        assert targets == encode(tokenizer, [document.text])[0]
+
+
+def test_exactly_max_tokens_are_predicted_in_the_order_of_ids(loaded):
+    parts = windows(loaded[1], documents(12), 16, 100)
+    assert sum(len(part.targets) for part in parts) == 100
+    order = [part.item for part in parts]
+    assert order == sorted(order) and order[0] == min(document.id for document in documents(12))
+
+
+def test_the_windows_of_a_single_document_are_items(loaded, fp32):
+    items = document_nll(*loaded, documents(1), 8, 10**6, 64)
+    assert len(items) > 1 and items["item"].is_unique
+    assert items["value"].sum() == pytest.approx(slow_nll(*loaded, documents(1), 8, 10**6)[documents(1)[0].id][0])
+
+
+def test_scoring_leaves_the_mode_of_the_model_alone(loaded):
+    model, _ = loaded
+    for mode in (True, False):
+        model.train(mode)
+        with inference(model):
+            assert not model.training
+        assert model.training is mode
+
+
+def test_a_model_that_caps_its_logits_is_refused(loaded, monkeypatch):
+    monkeypatch.setattr(loaded[0].config, "final_logit_softcapping", 30.0, raising=False)
+    with pytest.raises(UserError, match="final_logit_softcapping"):
+        document_nll(*loaded, documents(3), 16, 100, 64)
+
+
+def test_windows_longer_than_the_context_and_missing_text_are_refused(loaded):
+    with pytest.raises(UserError, match="window 129 is longer than the model's context of 128"):
+        document_nll(*loaded, documents(3), 129, 100, 64)
+    with pytest.raises(UserError, match="no held-out text"):
+        document_nll(*loaded, [], 16, 100, 64)
+
+
+def nll_items(values, weights) -> pd.DataFrame:
+    rows = [("heldout", str(i), "nll", v, w) for i, (v, w) in enumerate(zip(values, weights, strict=True))]
+    return pd.DataFrame(rows, columns=ITEM_COLUMNS)
+
+
+def test_perplexity_weighs_documents_by_their_tokens():
+    score = perplexity_score(nll_items([10.0, 90.0], [10, 30]), "heldout")
+    assert score.value == pytest.approx(math.exp(100 / 40)) and score.n == 2 and score.chance is None
+
+
+def test_the_bootstrap_agrees_with_the_delta_method():
+    generator = np.random.default_rng(0)
+    weights = generator.integers(50, 200, 400)
+    values = weights * generator.normal(3.0, 0.5, 400)
+    score = perplexity_score(nll_items(values, weights), "heldout")
+    residual = values - weights * values.sum() / weights.sum()
+    expected = score.value * math.sqrt((residual**2).sum()) / weights.sum()
+    assert score.standard_error == pytest.approx(expected, rel=0.1)
+    assert score.value - score.low == pytest.approx(1.96 * expected, rel=0.2)
+    assert score.high - score.value == pytest.approx(1.96 * expected, rel=0.2)
+
+
+def test_the_bootstrap_is_decided_by_its_seed():
+    items = nll_items(np.arange(1.0, 30), np.full(29, 10))
+    assert perplexity_score(items, "heldout", 1) == perplexity_score(items, "heldout", 1)
+    assert perplexity_score(items, "heldout", 1) != perplexity_score(items, "heldout", 2)
+
+
+@pytest.mark.parametrize(
+    "values, message", [([5.0], "no interval"), ([5.0, math.nan], "broken"), ([1e5, 1e5], "broken")]
+)
+def test_a_perplexity_that_says_nothing_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        perplexity_score(nll_items(values, [10] * len(values)), "heldout")
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 200))
+def test_batches_hold_everything_once_and_keep_to_the_budget(lengths, budget):
+    batches = list(by_length(lengths, budget))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= budget
+
+
+# --- choices that share a context -----------------------------------------------------------------------------
+
+
+def requests(contexts: int, seed: int, longest: int = 20) -> list:
+    """Four choices a context, some of one token, one context twice, lengths mixed."""
+    g = np.random.default_rng(seed)
+
+    def tokens(n):
+        return g.integers(2, 40, n).tolist()
+
+    found = []
+    for _ in range(contexts):
+        context = tokens(g.integers(1, longest))
+        found += [(None, context, tokens(g.integers(1, 9))) for _ in range(4)]
+    return [*found, found[0]]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
+def test_shared_contexts_score_as_lm_eval_does(loaded, fp32, batch_tokens):
+    with quiet():
+        judge = SharedContextLM(*loaded, batch_tokens)
+        asked = requests(9, seed=3)
+        fast = judge._loglikelihood_tokens(asked, disable_tqdm=True)
+        slow = HFLM._loglikelihood_tokens(judge, asked, disable_tqdm=True)
+    np.testing.assert_allclose([x for x, _ in fast], [x for x, _ in slow], rtol=1e-5, atol=1e-4)
+    assert [x for _, x in fast] == [x for _, x in slow]
+
+
+def test_greedy_choices_are_recognised(loaded, fp32):
+    model, tokenizer = loaded
+    with quiet():
+        judge = SharedContextLM(model, tokenizer, 256)
+    context = [5, 9, 11]
+    best = model(torch.tensor([context])).logits[0, -1].argmax().item()
+    other = (best + 1) % model.config.vocab_size
+    answers = judge._loglikelihood_tokens([(None, context, [best]), (None, context, [other])], disable_tqdm=True)
+    assert [greedy for _, greedy in answers] == [True, False]
+
+
+def test_contexts_that_do_not_fit_are_cut_as_lm_eval_cuts_them(loaded, fp32):
+    with quiet():
+        judge = SharedContextLM(*loaded, 512)
+        asked = requests(4, seed=4, longest=180)
+        asked[0] = (None, list(range(2, 40)) * 5, asked[0][2])
+        fast = judge._loglikelihood_tokens(asked, disable_tqdm=True)
+        slow = HFLM._loglikelihood_tokens(judge, asked, disable_tqdm=True)
+    np.testing.assert_allclose([x for x, _ in fast], [x for x, _ in slow], rtol=1e-5, atol=1e-4)
+
+
+def test_a_choice_longer_than_the_context_is_refused(loaded):
+    with quiet():
+        judge = SharedContextLM(*loaded, 512)
+    with pytest.raises(UserError, match="129 tokens exceeds the model's context of 128"):
+        judge._loglikelihood_tokens([(None, [5], [6] * 129)], disable_tqdm=True)
+
+
+def test_other_attention_takes_lm_evals_own_path(loaded, fp32, monkeypatch):
+    with quiet():
+        judge = SharedContextLM(*loaded, 512)
+    monkeypatch.setattr(loaded[0].config, "_attn_implementation", "eager")
+    monkeypatch.setattr(SharedContextLM, "_pack", lambda *_: pytest.fail("packed for attention that may not mask"))
+    with quiet():
+        assert len(judge._loglikelihood_tokens(requests(2, seed=5), disable_tqdm=True)) == 9
+
+
+# --- both together --------------------------------------------------------------------------------------------
+
+
+def parameters(text, **tasks) -> EvaluationParams:
+    perplexity = {"heldout": {"text": [str(text)], "window": 32, "max_tokens": 500}}
+    return EvaluationParams.model_validate(
+        {"perplexity": perplexity, "tasks": tasks, "batch_tokens": 512, "seed": 0}
+    )
+
+
+def test_a_text_and_a_task_may_not_share_a_name(loaded, tiny_text):
+    with pytest.raises(UserError, match="heldout names a text and a task"):
+        evaluate_model(*loaded, parameters(tiny_text, heldout={"limit": 4, "shots": 0}))
+
+
+def test_evaluation_without_tasks_needs_no_wheel(loaded, tiny_text, monkeypatch):
+    monkeypatch.setattr("bitdistiller.assets.fetch", lambda asset: pytest.fail(f"fetched {asset.name}"))
+    scores, items = evaluate_model(*loaded, parameters(tiny_text))
+    assert [(score.task, score.metric) for score in scores] == [("heldout", "perplexity")]
+    assert scores[0].value == pytest.approx(math.exp(items["value"].sum() / items["weight"].sum()))
+
+
+def test_scores_follow_from_the_item_rows(loaded, tiny_text):
+    tasks = {"continuation": {"limit": 12, "shots": 0}, "winogrande": {"limit": 8, "shots": 0}}
+    scores, items = evaluate_model(*loaded, parameters(tiny_text, **tasks))
+    assert list(items.columns) == ITEM_COLUMNS and not items.duplicated(["task", "item", "metric"]).any()
+    found = {(score.task, score.metric): score for score in scores}
+    assert list(found) == [("heldout", "perplexity"), ("continuation", "acc"), ("continuation", "acc_norm"),
+                           ("winogrande", "acc")]
+    for (task, metric), score in found.items():
+        if metric != "perplexity":
+            rows = items[(items["task"] == task) & (items["metric"] == metric)]
+            assert score.value == rows["value"].mean() and score.n == len(rows) and set(rows["weight"]) == {1.0}

@@ -1,0 +1,204 @@
+"""Formats: every property holds for every format, bit width and group size, ragged groups and odd weights included."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitdistiller.errors import UserError
+from bitdistiller.quant import FORMATS, bake, fake_quantize, make_format, quantize_model
+from bitdistiller.quant.format import snap_down
+from bitdistiller.quant.nf_asym import LEVELS
+
+ALL = [(name, bits) for name, fmt in FORMATS.items() for bits in fmt.supported_bits]
+
+
+@st.composite
+def weights(draw):
+    """Matrices of ordinary, heavy-tailed, one-signed, constant, tiny, huge and outlier-ridden weights."""
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 40))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    w = torch.randn(rows, columns, generator=generator)
+    kind = draw(st.sampled_from(["ordinary", "heavy", "positive", "negative", "constant", "zero", "outlier", "grid"]))
+    if kind == "heavy":
+        w = w**5
+    elif kind in ("positive", "negative"):
+        w = w.abs() * (1 if kind == "positive" else -1)
+    elif kind in ("constant", "zero"):
+        w = torch.full_like(w, draw(st.sampled_from([1.0, -0.3, 7e-3])) if kind == "constant" else 0.0)
+    elif kind == "outlier":
+        w[0, 0] = 1e4
+    elif kind == "grid":  # many exact ties
+        w = (w * 4).round() / 2
+    return w * draw(st.sampled_from([1.0, 0.02, 1e-9, 1e6]))
+
+
+@st.composite
+def cases(draw):
+    name, bits = draw(st.sampled_from(ALL))
+    return make_format(name, bits=bits, group_size=draw(st.sampled_from([1, 4, 7, 16, 64]))), draw(weights())
+
+
+@given(cases())
+def test_fake_equals_dequantized_exactly(case):
+    fmt, w = case
+    assert torch.equal(fake_quantize(w, fmt), fmt.quantize(w).dequantize())
+
+
+@given(cases())
+def test_codes_in_range_values_in_codebook_shapes_kept(case):
+    fmt, w = case
+    q = fmt.quantize(w)
+    values, groups = q.dequantize(), -(-w.shape[1] // fmt.group_size)
+    assert q.codes.dtype == torch.uint8 and q.codes.max().item() < 2**fmt.bits
+    assert q.codes.shape == values.shape == w.shape and q.scale.shape == (len(w), groups)
+    assert values.isfinite().all()
+    book = fmt.levels(q)
+    assert book.shape == (len(w), groups, 2**fmt.bits)
+    own = book.repeat_interleave(fmt.group_size, dim=1)[:, : w.shape[1]]
+    assert (own == values.unsqueeze(-1)).any(-1).all()
+
+
+@given(cases())
+def test_quantizing_twice_changes_nothing(case):
+    fmt, w = case
+    once = fmt.round(w)
+    assert torch.equal(fmt.round(once), once)
+
+
+@given(cases())
+def test_monotone_within_a_group(case):
+    fmt, w = case
+    group = w[:1, : fmt.group_size]
+    order = group[0].argsort()
+    assert (fmt.round(group)[0, order].diff() >= 0).all()
+
+
+@given(cases())
+def test_rows_and_groups_do_not_leak(case):
+    fmt, w = case
+    together = fmt.round(w)
+    one_by_one = torch.cat([torch.cat([fmt.round(part) for part in row[None].split(fmt.group_size, dim=1)], 1) for row in w])
+    assert torch.equal(together, one_by_one)
+
+
+@given(weights(), st.integers(1, 8), st.sampled_from([4, 7, 64]))
+def test_int_asym_agrees_with_the_slow_twin_and_half_a_step(w, bits, group_size):
+    fmt = make_format("int-asym", bits=bits, group_size=group_size)
+    q = fmt.quantize(w)
+    fast, top = q.dequantize(), 2**bits - 1
+    for row in range(len(w)):
+        for start in range(0, w.shape[1], group_size):
+            values = w[row, start : start + group_size].double()
+            group = start // group_size
+            s, z = q.scale[row, group].double(), q.zero[row, group].double()
+            low, high = min(values.min().item(), 0.0), max(values.max().item(), 0.0)
+            assert s <= (high - low) / top * (1 + 1e-6) and z == z.round() and 0 <= z <= top
+            error = (fast[row, start : start + group_size].double() - values).abs()
+            if s == 0:
+                assert high - low < 2**-24 * top * (1 + 1e-6)  # below the least fp16 number a step
+                continue
+            if s >= 2**-14 and s < 65504:  # a normal fp16 scale: within half a step, plus what the two ends lose to its rounding
+                assert (error <= s * (0.5 + top * 2**-10) + 1e-12).all()
+            for value, result in zip(values, fast[row, start : start + group_size].double(), strict=True):
+                book = [(code - z) * s for code in range(top + 1)]
+                best = min(abs(value - level) for level in book)
+                assert abs(value - result) <= best + 1e-6 * s
+
+
+@given(weights(), st.sampled_from(list(LEVELS)), st.sampled_from([4, 7, 64]))
+def test_nf_asym_takes_the_nearest_published_level(w, bits, group_size):
+    fmt = make_format("nf-asym", bits=bits, group_size=group_size)
+    q = fmt.quantize(w)
+    book = fmt.levels(q).double().repeat_interleave(group_size, dim=1)[:, : w.shape[1]]
+    scale = torch.where(w > 0, q.scale.repeat_interleave(group_size, 1)[:, : w.shape[1]],
+                        q.negative_scale.repeat_interleave(group_size, 1)[:, : w.shape[1]]).double()
+    same_sign = (book == 0) | (book.sign() == w.double().sign().unsqueeze(-1))
+    distance = (book - w.double().unsqueeze(-1)).abs().where(same_sign, torch.inf).min(-1).values
+    assert ((q.dequantize().double() - w.double()).abs() <= distance + 1e-6 * scale).all()
+
+
+def test_nf3_levels_are_the_published_ones():
+    w = torch.tensor([[-2.0, -1.07, -0.4938, 0.0, 0.1833375, 0.3819939, 0.6229857, 1.0]])
+    q = make_format("nf-asym", bits=3, group_size=8).quantize(w)
+    assert q.codes.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    assert q.scale.item() == 1.0 and q.negative_scale.item() == 2.0
+
+
+def test_one_bit_int_asym_has_no_level_for_one_sign():
+    q = make_format("int-asym", bits=1, group_size=4).quantize(torch.tensor([[-1.0, 0.1, 0.2, 3.0]]))
+    assert q.dequantize().tolist() == [[0.0, 0.0, 0.0, 4.0]]
+
+
+@given(cases(), st.sampled_from([torch.float16, torch.bfloat16, torch.float64]))
+def test_dtype_is_kept(case, dtype):
+    fmt, w = case
+    w = w.clamp(-6e4, 6e4).to(dtype)
+    assert fmt.quantize(w).dequantize().dtype == fake_quantize(w, fmt).dtype == dtype
+    assert torch.equal(fmt.quantize(w).dequantize(), fake_quantize(w, fmt))
+
+
+@given(cases())
+def test_gradient_passes_through_everywhere(case):
+    fmt, w = case
+    w = w.requires_grad_()
+    upstream = torch.arange(w.numel(), dtype=w.dtype).view_as(w) + 1
+    fake_quantize(w, fmt).backward(upstream)
+    assert torch.equal(w.grad, upstream)  # outermost levels included
+
+
+@given(st.floats(0, 1e6, width=32))
+def test_snap_down_is_the_greatest_half_below(value):
+    snapped = snap_down(torch.tensor([value]))
+    assert snapped.half().float() == snapped and snapped <= value
+    above = torch.nextafter(snapped.half(), torch.tensor([torch.inf], dtype=torch.half)).float()
+    assert above > value or snapped == 65504
+
+
+@pytest.mark.parametrize("name, bits, group_size, words", [
+    ("int-asym", 0, 64, "1 to 8"), ("int-asym", 9, 64, "1 to 8"), ("nf-asym", 1, 64, "2 to 4"), ("int-asym", 2, 0, "group size"),
+    ("fp4", 2, 64, "unknown format"),
+])  # fmt: skip
+def test_impossible_formats_are_refused(name, bits, group_size, words):
+    with pytest.raises(UserError, match=words):
+        make_format(name, bits=bits, group_size=group_size)
+
+
+@pytest.mark.parametrize("w, words", [
+    (torch.full((2, 4), torch.nan), "NaN or Inf"), (torch.tensor([[1.0, torch.inf]]), "NaN or Inf"),
+    (torch.zeros(3, 0), "with weights"), (torch.zeros(2, 3, dtype=torch.int32), "floating-point"), (torch.zeros(3), "matrix"),
+])  # fmt: skip
+def test_odd_weights_are_refused(w, words):
+    with pytest.raises(UserError, match=words):
+        make_format("int-asym", bits=2, group_size=2).quantize(w)
+
+
+def test_bits_per_weight_counts_scales_and_ragged_groups():
+    fmt = make_format("int-asym", bits=2, group_size=128)
+    assert fmt.bits_per_weight() == 2 + 18 / 128
+    assert fmt.bits_per_weight(576) == 2 + 18 * 5 / 576
+    assert make_format("nf-asym", bits=3, group_size=128).bits_per_weight() == 3 + 32 / 128
+
+
+def test_quantize_model_leaves_the_head_and_bake_gives_the_same_outputs(tiny_model):
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_model).eval()
+    head = model.get_output_embeddings()
+    keys = set(model.state_dict())
+    fmt = make_format("int-asym", bits=2, group_size=20)
+    count = quantize_model(model, fmt)
+    assert count == 2 * (4 * 32 * 32 + 3 * 32 * 72)
+    assert type(head) is torch.nn.Linear and set(model.state_dict()) == keys
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        trained_as = model(ids).logits
+        bake(model)
+        assert torch.equal(model(ids).logits, trained_as)
+    weight = model.model.layers[0].mlp.down_proj.weight
+    assert torch.equal(fmt.round(weight), weight)
+
+
+def test_a_model_without_linear_layers_is_refused():
+    with pytest.raises(UserError, match="nothing to quantize"):
+        quantize_model(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), make_format("int-asym", bits=2, group_size=4))
