@@ -54,7 +54,7 @@ benchmark: $(READY) ## time and memory of one distillation step beside the obvio
 test: $(READY) ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY) ## run every test, with many more examples for each property
+test-all: $(READY) ## run every test, with ten times the examples for each property
 	$(PYTEST) --hypothesis-profile=deep
 
 lint: $(READY) ## check style and formatting

@@ -70,7 +70,9 @@ def data(name: Annotated[str, typer.Argument(help="Entry under `data`.")], param
 
 
 @app.command()
-def teacher(name: Annotated[str, typer.Argument(help="Entry under `data`.")], params: ParamsPath = DEFAULT_PARAMS) -> None:
+def teacher(
+    name: Annotated[str, typer.Argument(help="Entry under `data`.")], params: ParamsPath = DEFAULT_PARAMS
+) -> None:
     """Cache the teacher's hidden states and confidence (gamma) over a distillation set."""
     import torch
 
@@ -101,7 +103,9 @@ def clip(
 
 
 @app.command()
-def train(name: Annotated[str, typer.Argument(help="Entry under `runs`.")], params: ParamsPath = DEFAULT_PARAMS) -> None:
+def train(
+    name: Annotated[str, typer.Argument(help="Entry under `runs`.")], params: ParamsPath = DEFAULT_PARAMS
+) -> None:
     """Train one student; after an interruption the same command resumes from the last checkpoint."""
     from bitdistiller.config import entry
     from bitdistiller.distill.trainer import train as train_run
@@ -122,8 +126,11 @@ def evaluate(
     scores, items = evaluate_run(name, _load(params), ARTIFACTS)
     write_items(items, RESULTS / "runs" / name / "items.csv")
     scores.write(RESULTS / "runs" / name / "scores.json")
+    _write_json(scores.metrics(), RESULTS / "runs" / name / "metrics.json")
     for score in scores.scores:
-        print(f"{name}: {score.task} {score.metric} {score.value:.4g} [{score.low:.4g}, {score.high:.4g}], n = {score.n}")
+        print(
+            f"{name}: {score.task} {score.metric} {score.value:.4g} [{score.low:.4g}, {score.high:.4g}], n = {score.n}"
+        )
 
 
 @app.command()
@@ -133,7 +140,7 @@ def study(
     """Judge the claims of one study from the results of its runs."""
     from bitdistiller.analysis.study import run_study
 
-    run_study(name, _load(params), RESULTS).write(RESULTS / "studies" / f"{name}.json")
+    run_study(name, _load(params), RESULTS)
 
 
 @app.command()

@@ -105,9 +105,10 @@ class EvaluationParams(Section):
 
 
 class Params(Section):
-    """A whole ``params.yaml``."""
+    """A whole ``params.yaml``. ``root`` and ``weights`` only tell DVC what stages depend on."""
 
     root: str
+    weights: str
     scale: str
     threads: PositiveInt
     data: dict[str, DataParams]

@@ -11,10 +11,20 @@ from pathlib import Path
 
 import torch
 
+from bitdistiller.device import has_bf16
 from bitdistiller.results import Cost, Environment
-from bitdistiller.training import has_bf16
 
-_LIBRARIES = ("bitdistiller", "torch", "transformers", "accelerate", "tokenizers", "lm_eval", "numpy", "pandas", "scipy")
+_LIBRARIES = (
+    "bitdistiller",
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "lm_eval",
+    "numpy",
+    "pandas",
+    "scipy",
+)
 
 
 def environment() -> Environment:

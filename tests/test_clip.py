@@ -44,7 +44,9 @@ def cases(draw):
     columns = draw(st.integers(3, 20))
     w = torch.randn(draw(st.integers(1, 3)), columns, generator=generator) ** draw(st.sampled_from([1, 3]))
     x = torch.randn(draw(st.integers(1, 8)), columns, generator=generator)
-    name, bits = draw(st.sampled_from([("int-asym", 1), ("int-asym", 2), ("int-asym", 3), ("nf-asym", 2), ("nf-asym", 3)]))
+    name, bits = draw(
+        st.sampled_from([("int-asym", 1), ("int-asym", 2), ("int-asym", 3), ("nf-asym", 2), ("nf-asym", 3)])
+    )
     return w, x, make_format(name, bits=bits, group_size=draw(st.sampled_from([4, 7])))
 
 
@@ -74,6 +76,7 @@ def test_bounds_are_on_the_grid_and_ragged_groups_have_their_own():
     assert all(min(abs(s - g) for g in SHRINKS) < 1e-6 for s in shrink[positive].tolist())
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="search_clip takes"):
         search_clip(torch.zeros(2, 4), torch.zeros(3, 5), make_format("int-asym", bits=2, group_size=4))

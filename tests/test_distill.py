@@ -63,7 +63,9 @@ def test_data_is_seeded_and_says_what_it_is(tiny_model, tiny_text, tmp_path):
 
 
 def test_more_prompts_than_documents_are_cut_from_further_inside(tiny_model, tiny_text, tmp_path):
-    section = tiny.params(tiny_model, tiny_text).data["self"].model_copy(update={"sequences": 10**6, "corpus_sequences": 0})
+    section = (
+        tiny.params(tiny_model, tiny_text).data["self"].model_copy(update={"sequences": 10**6, "corpus_sequences": 0})
+    )
     with pytest.raises(UserError, match="of 1000000 prompts"):
         make_data(section, tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()
@@ -184,7 +186,9 @@ def test_checkpoint_of_other_parameters_is_refused(tiny_model, tiny_text, world,
 
 
 @pytest.mark.parametrize("factor, words", [(math.nan, "not finite"), (1e3, "exploded")])
-def test_divergence_stops_with_step_loss_and_checkpoint(tiny_model, tiny_text, world, tmp_path, monkeypatch, factor, words):
+def test_divergence_stops_with_step_loss_and_checkpoint(
+    tiny_model, tiny_text, world, tmp_path, monkeypatch, factor, words
+):
     from bitdistiller.distill import trainer as module
 
     calls = []

@@ -247,9 +247,7 @@ def test_other_attention_takes_lm_evals_own_path(loaded, fp32, monkeypatch):
 
 def parameters(text, **tasks) -> EvaluationParams:
     perplexity = {"heldout": {"text": [str(text)], "window": 32, "max_tokens": 500}}
-    return EvaluationParams.model_validate(
-        {"perplexity": perplexity, "tasks": tasks, "batch_tokens": 512, "seed": 0}
-    )
+    return EvaluationParams.model_validate({"perplexity": perplexity, "tasks": tasks, "batch_tokens": 512, "seed": 0})
 
 
 def test_a_text_and_a_task_may_not_share_a_name(loaded, tiny_text):
@@ -269,8 +267,12 @@ def test_scores_follow_from_the_item_rows(loaded, tiny_text):
     scores, items = evaluate_model(*loaded, parameters(tiny_text, **tasks))
     assert list(items.columns) == ITEM_COLUMNS and not items.duplicated(["task", "item", "metric"]).any()
     found = {(score.task, score.metric): score for score in scores}
-    assert list(found) == [("heldout", "perplexity"), ("continuation", "acc"), ("continuation", "acc_norm"),
-                           ("winogrande", "acc")]
+    assert list(found) == [
+        ("heldout", "perplexity"),
+        ("continuation", "acc"),
+        ("continuation", "acc_norm"),
+        ("winogrande", "acc"),
+    ]
     for (task, metric), score in found.items():
         if metric != "perplexity":
             rows = items[(items["task"] == task) & (items["metric"] == metric)]

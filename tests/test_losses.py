@@ -39,7 +39,9 @@ def test_cakld_is_its_definition(pair, gamma):
     for s, t in zip(student.double().flatten(0, 1), teacher.double().flatten(0, 1), strict=True):
         q, p = s.softmax(-1), t.softmax(-1)
         expected.append(gamma * slow_kl(q, p) + (1 - gamma) * slow_kl(p, q))
-    assert cakld(student, teacher, gamma=gamma).double() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5, rel=1e-5)
+    assert cakld(student, teacher, gamma=gamma).double() == pytest.approx(
+        torch.stack(expected).mean().item(), abs=1e-5, rel=1e-5
+    )
 
 
 @given(logits())
@@ -112,6 +114,7 @@ def test_tsld_weights_tokens_by_the_teacher_s_loss():
     assert tsld(student, teacher, labels) == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("call, words", [
     (lambda s, t: cakld(s, t[..., :-1]), "same vocabulary"),
     (lambda s, t: cakld(s, t, gamma=1.5), "gamma must lie"),

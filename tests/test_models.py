@@ -26,10 +26,17 @@ from bitdistiller.models.micro import MICRO_MODELS, train_tokenizer
 SENTENCES = ["The capital of France is Paris.", "In 1999, naïve cafés cost $3.50.\n\n1. first\n 2. second"]
 GPT2_PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 HF_NAMES = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
 
 
@@ -198,8 +205,10 @@ def head_rows(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def read_by_hand(reader: GGUFReader) -> dict[str, np.ndarray]:
     """Every tensor of a Llama GGUF in fp32, under its transformers name."""
-    heads = {"attn_q": reader.fields["llama.attention.head_count"].contents(),
-             "attn_k": reader.fields["llama.attention.head_count_kv"].contents()}
+    heads = {
+        "attn_q": reader.fields["llama.attention.head_count"].contents(),
+        "attn_k": reader.fields["llama.attention.head_count_kv"].contents(),
+    }
     found = {}
     for tensor in reader.tensors:
         *prefix, kind, _ = tensor.name.split(".")
@@ -225,9 +234,10 @@ def tokenise_by_hand(text: str, vocabulary: dict[str, int], ranks: dict[str, int
 TINY_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TINY_MERGES = ["Ġ t", "h e", "Ġt he", "Ċ Ċ", "Ġ Ġ", "Ġ 1", "1 9", "c a", "ca f", "Ã ©", "caf Ã©", "' s", "Ġ Ġt"]
 TINY_VOCABULARY = {
-    token: i for i, token in enumerate([
-        *TINY_SPECIAL, *sorted(bytes_to_unicode().values()), *(merge.replace(" ", "") for merge in TINY_MERGES)
-    ])
+    token: i
+    for i, token in enumerate(
+        [*TINY_SPECIAL, *sorted(bytes_to_unicode().values()), *(merge.replace(" ", "") for merge in TINY_MERGES)]
+    )
 }
 
 
@@ -254,8 +264,15 @@ def write_tiny_gguf(path) -> None:
     writer.add_pad_token_id(2)
     writer.add_chat_template("{{ messages[0]['content'] }}")
     generator = np.random.default_rng(0)
-    shapes = {"attn_q": (64, 64), "attn_k": (32, 64), "attn_v": (32, 64), "attn_output": (64, 64),
-              "ffn_gate": (96, 64), "ffn_up": (96, 64), "ffn_down": (64, 96)}
+    shapes = {
+        "attn_q": (64, 64),
+        "attn_k": (32, 64),
+        "attn_v": (32, 64),
+        "attn_output": (64, 64),
+        "ffn_gate": (96, 64),
+        "ffn_up": (96, 64),
+        "ffn_down": (64, 96),
+    }
     kinds = {f"blk.0.{kind}.weight": (shape, GGMLQuantizationType.Q4_1) for kind, shape in shapes.items()}
     kinds["token_embd.weight"] = (len(TINY_VOCABULARY), 64), GGMLQuantizationType.Q8_0
     for name, (shape, kind) in kinds.items():
@@ -380,7 +397,9 @@ def smollm2():
 def test_smollm2_answers_greedily(smollm2):
     prompt = smollm2.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
-        add_generation_prompt=True, return_tensors="pt", return_dict=True,
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     output = smollm2.model.generate(**prompt, max_new_tokens=20, do_sample=False)[0]
     answer = output[prompt["input_ids"].shape[1] :]
@@ -401,10 +420,14 @@ def test_smollm2_weights_lie_on_a_4_bit_grid(smollm2):
 def test_smollm2_special_tokens(smollm2):
     tokenizer, config = smollm2.tokenizer, smollm2.model.config
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
-        "<|im_start|>", "<|im_end|>", "<|endoftext|>")
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+    )
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False,
-                                         add_generation_prompt=True)
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer(chat)["input_ids"].count(tokenizer.bos_token_id) == 3
 

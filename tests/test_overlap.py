@@ -14,6 +14,7 @@ TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=9).map(" ".join), max
 
 def slow_overlap(train: list[str], items: dict[str, str], n: int) -> list[str]:
     """The obvious twin: tuples of words in a Python set."""
+
     def grams(text, length):
         split = words(text)
         return {tuple(split[i : i + length]) for i in range(len(split) - length + 1)}

@@ -78,7 +78,9 @@ def test_monotone_within_a_group(case):
 def test_rows_and_groups_do_not_leak(case):
     fmt, w = case
     together = fmt.round(w)
-    one_by_one = torch.cat([torch.cat([fmt.round(part) for part in row[None].split(fmt.group_size, dim=1)], 1) for row in w])
+    one_by_one = torch.cat(
+        [torch.cat([fmt.round(part) for part in row[None].split(fmt.group_size, dim=1)], 1) for row in w]
+    )
     assert torch.equal(together, one_by_one)
 
 
@@ -98,7 +100,9 @@ def test_int_asym_agrees_with_the_slow_twin_and_half_a_step(w, bits, group_size)
             if s == 0:
                 assert high - low < 2**-24 * top * (1 + 1e-6)  # below the least fp16 number a step
                 continue
-            if s >= 2**-14 and s < 65504:  # a normal fp16 scale: within half a step, plus what the two ends lose to its rounding
+            if (
+                s >= 2**-14 and s < 65504
+            ):  # a normal fp16 scale: within half a step, plus what the two ends lose to its rounding
                 assert (error <= s * (0.5 + top * 2**-10) + 1e-12).all()
             for value, result in zip(values, fast[row, start : start + group_size].double(), strict=True):
                 book = [(code - z) * s for code in range(top + 1)]
@@ -111,8 +115,11 @@ def test_nf_asym_takes_the_nearest_published_level(w, bits, group_size):
     fmt = make_format("nf-asym", bits=bits, group_size=group_size)
     q = fmt.quantize(w)
     book = fmt.levels(q).double().repeat_interleave(group_size, dim=1)[:, : w.shape[1]]
-    scale = torch.where(w > 0, q.scale.repeat_interleave(group_size, 1)[:, : w.shape[1]],
-                        q.negative_scale.repeat_interleave(group_size, 1)[:, : w.shape[1]]).double()
+    scale = torch.where(
+        w > 0,
+        q.scale.repeat_interleave(group_size, 1)[:, : w.shape[1]],
+        q.negative_scale.repeat_interleave(group_size, 1)[:, : w.shape[1]],
+    ).double()
     same_sign = (book == 0) | (book.sign() == w.double().sign().unsqueeze(-1))
     distance = (book - w.double().unsqueeze(-1)).abs().where(same_sign, torch.inf).min(-1).values
     assert ((q.dequantize().double() - w.double()).abs() <= distance + 1e-6 * scale).all()
@@ -156,17 +163,19 @@ def test_snap_down_is_the_greatest_half_below(value):
 
 
 @pytest.mark.parametrize("name, bits, group_size, words", [
-    ("int-asym", 0, 64, "1 to 8"), ("int-asym", 9, 64, "1 to 8"), ("nf-asym", 1, 64, "2 to 4"), ("int-asym", 2, 0, "group size"),
-    ("fp4", 2, 64, "unknown format"),
+    ("int-asym", 0, 64, "1 to 8"), ("int-asym", 9, 64, "1 to 8"), ("nf-asym", 1, 64, "2 to 4"),
+    ("int-asym", 2, 0, "group size"), ("fp4", 2, 64, "unknown format"),
 ])  # fmt: skip
 def test_impossible_formats_are_refused(name, bits, group_size, words):
     with pytest.raises(UserError, match=words):
         make_format(name, bits=bits, group_size=group_size)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("w, words", [
     (torch.full((2, 4), torch.nan), "NaN or Inf"), (torch.tensor([[1.0, torch.inf]]), "NaN or Inf"),
-    (torch.zeros(3, 0), "with weights"), (torch.zeros(2, 3, dtype=torch.int32), "floating-point"), (torch.zeros(3), "matrix"),
+    (torch.zeros(3, 0), "with weights"), (torch.zeros(2, 3, dtype=torch.int32), "floating-point"),
+    (torch.zeros(3), "matrix"),
 ])  # fmt: skip
 def test_odd_weights_are_refused(w, words):
     with pytest.raises(UserError, match=words):

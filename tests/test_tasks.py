@@ -75,7 +75,13 @@ def test_winogrande_scores_one_ending_after_two_beginnings():
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_only_the_place_of_the_data_is_overridden(name):
     assert set(definition(BENCHMARKS[name])) == {
-        "include", "task", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
+        "include",
+        "task",
+        "dataset_path",
+        "dataset_name",
+        "dataset_kwargs",
+        "training_split",
+        "validation_split",
         "test_split",
     }
     assert Path(definition(BENCHMARKS[name])["include"]).is_file()
@@ -159,13 +165,16 @@ def test_a_limit_takes_both_sources_of_hellaswag():
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, limit, shots, message", [
-    ("piqa", 10, 5, "no training items"),
-    ("piqa", 1, 0, "single item"),
-    # lm-eval's own tasks are indexed for these two.
-    pytest.param("no_such_task", 10, 0, "unknown task 'no_such_task'", marks=pytest.mark.slow),
-    pytest.param("mmlu", 10, 0, "group of tasks", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    "name, limit, shots, message",
+    [
+        ("piqa", 10, 5, "no training items"),
+        ("piqa", 1, 0, "single item"),
+        # lm-eval's own tasks are indexed for these two.
+        pytest.param("no_such_task", 10, 0, "unknown task 'no_such_task'", marks=pytest.mark.slow),
+        pytest.param("mmlu", 10, 0, "group of tasks", marks=pytest.mark.slow),
+    ],
+)
 def test_tasks_that_cannot_be_scored_are_named(loaded, name, limit, shots, message):
     with pytest.raises(UserError, match=message):
         score_tasks(*loaded, {name: TaskParams(limit=limit, shots=shots)}, 512, 0)
@@ -202,7 +211,7 @@ def test_an_item_is_one_true_pair_among_pairs_of_the_same_text_set():
     for item in continuation_items(list(documents.values())):
         split = documents[item["id"]].text.split()
         assert item["context"].split() == split[:CONTEXT_WORDS]
-        assert item["continuation"].split() == split[CONTEXT_WORDS:CONTEXT_WORDS + CONTINUATION_WORDS]
+        assert item["continuation"].split() == split[CONTEXT_WORDS : CONTEXT_WORDS + CONTINUATION_WORDS]
         assert item["contexts"][item["gold"]] == item["context"]
         assert item["continuations"][item["gold"]] == item["continuation"]
         assert len(set(item["continuations"])) == len(set(item["contexts"])) == 4

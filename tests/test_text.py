@@ -14,7 +14,9 @@ from bitdistiller.errors import UserError
 from bitdistiller.models.micro import train_tokenizer
 
 PINNED = {  # text -> split: these may never change, or yesterday's test text is trained on tomorrow
-    "passage 0": "train", "passage 14": "validation", "passage 1": "test",
+    "passage 0": "train",
+    "passage 14": "validation",
+    "passage 1": "test",
 }
 PASSAGES = st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1), max_size=30)
 
@@ -72,10 +74,16 @@ def test_documents_come_in_the_order_of_their_ids(tmp_path):
 # --- the sets in the wheels ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, documents, words", [
-    ("wikipedia", 2938, 271_000), ("books", 5151, 306_000), ("stories", 499, 131_000),
-    ("encyclopedia", 1000, 98_900), ("web", 1000, 110_700),
-])
+@pytest.mark.parametrize(
+    "name, documents, words",
+    [
+        ("wikipedia", 2938, 271_000),
+        ("books", 5151, 306_000),
+        ("stories", 499, 131_000),
+        ("encyclopedia", 1000, 98_900),
+        ("web", 1000, 110_700),
+    ],
+)
 def test_a_text_set_holds_what_is_stated(name, documents, words):
     """Whole passages, without the questions that were asked about them."""
     found = [d for split in SPLITS for d in load_text(name, split)]
@@ -128,6 +136,7 @@ def test_an_unknown_name_lists_the_sets():
     assert "'wikipaedia'" in str(caught.value) and all(name in str(caught.value) for name in TEXT_SETS)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_an_unknown_split_lists_the_splits():
     with pytest.raises(UserError, match="unknown split 'dev': choose one of train, validation, test"):
         load_text("wikipedia", "dev")
@@ -172,8 +181,10 @@ def tokenizer():
     return train_tokenizer("bpe", ["one two three", "four five six seven"])
 
 
-@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=10),
-       length=st.integers(1, 20))
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=10),
+    length=st.integers(1, 20),
+)
 def test_packed_blocks_are_the_documents_end_to_end(tokenizer, texts, length):
     end = tokenizer.eos_token_id
     stream = [token for ids in encode(tokenizer, texts) for token in (end, *ids)]

@@ -1,4 +1,4 @@
-"""A whole tiny world for end-to-end tests: a model of 60,000 weights, its tokenizer, text, and parameters that name them."""
+"""A tiny world for end-to-end tests: a model of 60,000 weights, its tokenizer, text, and parameters that name them."""
 
 from pathlib import Path
 
@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bitdistiller.config import Params
 from bitdistiller.models.micro import train_tokenizer
 
-WORDS = "the a small old red river house king tree runs sees finds under over near quickly slowly and then but".split()
+TEXT = "the a small old red river house king tree runs sees finds under over near quickly slowly and then but"
+WORDS = TEXT.split()
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -23,9 +24,9 @@ def make_model(folder: Path, seed: int = 0, kind: str = "bpe", vocabulary: int |
     tokenizer = train_tokenizer(kind, sentences(50))
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary or len(tokenizer), hidden_size=32, num_hidden_layers=2, intermediate_size=72, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.2,
-        bos_token_id=0, eos_token_id=0, pad_token_id=1,
+        vocab_size=vocabulary or len(tokenizer), hidden_size=32, num_hidden_layers=2, intermediate_size=72,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
+        initializer_range=0.2, bos_token_id=0, eos_token_id=0, pad_token_id=1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -42,10 +43,10 @@ def make_params(model: Path, text: Path, **run) -> dict:
     """``params.yaml`` of the tiny world: one 2-bit run and one baseline; keyword arguments change the run."""
     texts = [str(text)]
     return {
-        "root": ".", "scale": "tiny", "threads": 1,
+        "root": ".", "weights": ".", "scale": "tiny", "threads": 1,
         "data": {"self": {
-            "teacher": str(model), "generator": str(model), "sequences": 12, "corpus_sequences": 12, "text": texts, "length": 32,
-            "prompt_length": 8, "temperature": 0.7, "top_p": 1.0, "batch_size": 8, "seed": 0}},
+            "teacher": str(model), "generator": str(model), "sequences": 12, "corpus_sequences": 12, "text": texts,
+            "length": 32, "prompt_length": 8, "temperature": 0.7, "top_p": 1.0, "batch_size": 8, "seed": 0}},
         "quantizers": {"int2": {
             "model": str(model), "format": "int-asym", "bits": 2, "group_size": 20, "clip": "asymmetric", "text": texts,
             "calibration_tokens": 64, "calibration_length": 32}},
@@ -55,8 +56,8 @@ def make_params(model: Path, text: Path, **run) -> dict:
             "validation_sequences": 4, "seed": 0, **run}},
         "baselines": {"full": {"model": str(model), "weights": "pretrained", "seed": 0}},
         "evaluation": {
-            "perplexity": {"heldout": {"text": texts, "window": 32, "max_tokens": 500}}, "tasks": {}, "batch_tokens": 256,
-            "seed": 0},
+            "perplexity": {"heldout": {"text": texts, "window": 32, "max_tokens": 500}}, "tasks": {},
+            "batch_tokens": 256, "seed": 0},
         "studies": {},
     }  # fmt: skip
 

@@ -1,9 +1,9 @@
 """Teacher-generated data: a model continues prompts cut from train text.
 
-BitDistiller trains on text that the teacher itself wrote (arXiv 2402.10631, section 3.3): sampled at temperature 0.7, top-p 1.
-A sequence is the end-of-text token, a prompt of real words and what the model made of them, until it ends the text or
-the length is reached. Sampling can fall into loops, which teach a student nothing; how much it did is stored beside the
-data as repetition statistics.
+BitDistiller trains on text that the teacher itself wrote (arXiv 2402.10631, section 3.3): sampled at temperature 0.7,
+top-p 1. A sequence is the end-of-text token, a prompt of real words and what the model made of them, until it ends the
+text or the length is reached. Sampling can fall into loops, which teach a student nothing; how much it did is stored
+beside the data as repetition statistics.
 """
 
 import json
@@ -23,9 +23,9 @@ from bitdistiller.assets import sha256_file
 from bitdistiller.config import DataParams
 from bitdistiller.data.blocks import encode, packed_blocks
 from bitdistiller.data.text import Document, load_text, text_provenance
+from bitdistiller.device import has_bf16
 from bitdistiller.errors import UserError
 from bitdistiller.models import load_model
-from bitdistiller.training import has_bf16
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ def make_data(params: DataParams, path: Path) -> dict:
     sequences = generated + list(islice(corpus(source.tokenizer, documents, params), params.corpus_sequences))
     if len(sequences) < params.sequences + params.corpus_sequences or not sequences:
         wanted = params.sequences + params.corpus_sequences
-        raise UserError(f"the text gives {len(sequences)} of {wanted} sequences of {params.length} tokens; ask for fewer")
+        raise UserError(
+            f"the text gives {len(sequences)} of {wanted} sequences of {params.length} tokens; ask for fewer"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as handle:
         handle.writelines(json.dumps(asdict(sequence)) + "\n" for sequence in sequences)
@@ -102,10 +104,14 @@ def _prompts(tokenizer, documents: list[Document], params: DataParams) -> list[t
     ids = encode(tokenizer, [document.text for document in shuffled])
     size, prompts, start = params.prompt_length - 1, [], 0
     while len(prompts) < params.sequences:
-        cuts = [(d.id, [tokenizer.eos_token_id, *row[start : start + size]]) for d, row in zip(shuffled, ids, strict=True)]
+        cuts = [
+            (d.id, [tokenizer.eos_token_id, *row[start : start + size]]) for d, row in zip(shuffled, ids, strict=True)
+        ]
         usable = [cut for cut in cuts if len(cut[1]) == params.prompt_length]
         if not usable:
-            raise UserError(f"the text gives {len(prompts)} of {params.sequences} prompts of {size} tokens; ask for fewer")
+            raise UserError(
+                f"the text gives {len(prompts)} of {params.sequences} prompts of {size} tokens; ask for fewer"
+            )
         prompts += usable
         start += size
     return prompts[: params.sequences]

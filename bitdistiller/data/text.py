@@ -177,7 +177,9 @@ def text_provenance(names: str | Sequence[str], documents: Sequence[Document]) -
     return {
         "text_sets": names,
         "origins": [TEXT_SETS[name].origin if name in TEXT_SETS else name for name in names],
-        "assets": {asset: pins()[asset].sha256 for asset in sorted({TEXT_SETS[n].asset for n in names if n in TEXT_SETS})},
+        "assets": {
+            asset: pins()[asset].sha256 for asset in sorted({TEXT_SETS[n].asset for n in names if n in TEXT_SETS})
+        },
         "documents": len(documents),
         "sha256": digest,
     }

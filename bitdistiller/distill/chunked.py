@@ -1,9 +1,10 @@
 """The distillation loss from hidden states, without ever holding whole logits.
 
-With a vocabulary of 49,152 the fp32 logits of 2,048 tokens are 400 MB, and autograd keeps several such arrays. Here student and
-teacher logits exist for ``CHUNK`` tokens at a time: the loss of a chunk and its gradient with respect to the student's
-logits are formed at once (the closed form of ``losses.cakld_tokens_and_grad``), turned into gradients of the hidden states
-and of the head by two matrix products, and dropped. The backward pass then only scales what the forward pass stored.
+With a vocabulary of 49,152 the fp32 logits of 2,048 tokens are 400 MB, and autograd keeps several such arrays. Here
+student and teacher logits exist for ``CHUNK`` tokens at a time: the loss of a chunk and its gradient with respect to
+the student's logits are formed at once (the closed form of ``losses.cakld_tokens_and_grad``), turned into gradients of
+the hidden states and of the head by two matrix products, and dropped. The backward pass then only scales what the
+forward pass stored.
 """
 
 import torch
@@ -52,7 +53,7 @@ def chunked_cakld(
 ) -> Float[Tensor, ""]:
     """Sum of CAKLD over N tokens, in nats, with gradients to ``hidden`` and ``head``; backward may run once.
 
-    Equals ``cakld(hidden @ head.T, teacher_hidden @ teacher_head.T, gamma) * N`` up to rounding. Matrix products run in the
-    dtype of ``teacher_head``, everything else in fp32.
+    Equals ``cakld(hidden @ head.T, teacher_hidden @ teacher_head.T, gamma) * N`` up to rounding. Matrix products run in
+    the dtype of ``teacher_head``, everything else in fp32.
     """
     return _ChunkedCakld.apply(hidden, head, teacher_hidden, teacher_head, gamma, chunk)

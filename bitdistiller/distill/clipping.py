@@ -1,7 +1,7 @@
 """Clipping bounds for a whole model: calibration activations from real text, one search a layer.
 
-The projections to queries and keys are left alone, as in BitDistiller's released code and AWQ before it: clipping them hurts, because
-errors there are amplified by the softmax over positions.
+The projections to queries and keys are left alone, as in BitDistiller's released code and AWQ before it: clipping them
+hurts, because errors there are amplified by the softmax over positions.
 """
 
 from pathlib import Path
@@ -48,7 +48,9 @@ def calibration_inputs(model, tokenizer, layers: dict[str, nn.Linear], params: Q
     documents = load_text(params.text, "train")
     blocks = packed_blocks(tokenizer, documents, params.calibration_length)
     if len(blocks) < count:
-        raise UserError(f"the text gives {blocks.numel()} tokens, fewer than calibration_tokens = {params.calibration_tokens}")
+        raise UserError(
+            f"the text gives {blocks.numel()} tokens, fewer than calibration_tokens = {params.calibration_tokens}"
+        )
     picked = torch.linspace(0, len(blocks) - 1, count).long()  # spread over all documents
     inputs: dict[str, Tensor] = {}
 

@@ -4,9 +4,10 @@ For one position with teacher :math:`P` and student :math:`Q` over the vocabular
 
 * forward KL: :math:`KL(P \Vert Q)`, mode-covering;
 * reverse KL: :math:`KL(Q \Vert P)`, mode-seeking;
-* CAKLD: :math:`\gamma\, KL(Q \Vert P) + (1 - \gamma)\, KL(P \Vert Q)` (BitDistiller, arXiv 2402.10631, section 3.3), where gamma, the
-  teacher's mean confidence in the training tokens, weighs mode-seeking up when the teacher is sure;
-* JSD: :math:`\beta\, KL(P \Vert M) + (1 - \beta)\, KL(Q \Vert M)` with :math:`M = \beta P + (1 - \beta) Q` (GKD, arXiv 2306.13649);
+* CAKLD: :math:`\gamma\, KL(Q \Vert P) + (1 - \gamma)\, KL(P \Vert Q)` (BitDistiller, arXiv 2402.10631, section 3.3),
+  where gamma, the teacher's mean confidence in the training tokens, weighs mode-seeking up when the teacher is sure;
+* JSD: :math:`\beta\, KL(P \Vert M) + (1 - \beta)\, KL(Q \Vert M)` with :math:`M = \beta P + (1 - \beta) Q` (GKD, arXiv
+  2306.13649);
 * TSLD: forward KL with every token weighted by the teacher's cross-entropy on the label, scaled to mean 1
   (token-scaled logit distillation, arXiv 2308.06744).
 

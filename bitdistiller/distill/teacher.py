@@ -1,8 +1,9 @@
 """The teacher's side of distillation, computed once a data set: last hidden states and confidence.
 
-A frozen teacher answers the same for the same sequence every time, so asking it again in every epoch and every run is waste.
-Its logits would be large (49,152 numbers a token); the last hidden state they are made from is small (2 bytes x hidden
-size) and exact, because in bf16 mixed precision the head reads it in bf16 anyway. One matrix product gives the logits back.
+A frozen teacher answers the same for the same sequence every time, so asking it again in every epoch and every run is
+waste. Its logits would be large (49,152 numbers a token); the last hidden state they are made from is small (2 bytes x
+hidden size) and exact, because in bf16 mixed precision the head reads it in bf16 anyway. One matrix product gives the
+logits back.
 """
 
 import json
@@ -20,10 +21,10 @@ from tqdm import tqdm
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import DataParams
 from bitdistiller.data.generate import padded, read_sequences
+from bitdistiller.device import has_bf16
 from bitdistiller.distill.chunked import CHUNK
 from bitdistiller.errors import UserError
 from bitdistiller.models import load_model
-from bitdistiller.training import has_bf16
 
 IGNORED = -100  # label of a position that has nothing to predict
 
@@ -125,7 +126,7 @@ def next_tokens(ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> Int[Tenso
 
 @torch.no_grad()
 def mean_confidence(states: Float[Tensor, "N L H"], head: Float[Tensor, "V H"], labels: Int[Tensor, "N L"]) -> float:
-    """Gamma: the teacher's mean probability of the label over all positions that have one (BitDistiller, section 3.3)."""
+    """Gamma: the teacher's mean probability of the label over positions that have one (BitDistiller, section 3.3)."""
     real = labels != IGNORED
     total = 0.0
     for chunk, label in zip(states[real].split(CHUNK), labels[real].split(CHUNK), strict=True):

@@ -2,8 +2,8 @@
 
 The Trainer brings the loop, accumulation, checkpoints, resuming and the progress bar; what is ours is one loss. Latent
 weights stay in fp32 (at learning rates near 1e-5 a bf16 update vanishes in rounding) and matrix products run under bf16
-autocast where the processor has it. A loss that is not finite, or ten times the first one, stops the run before the update
-is made: the last checkpoint is then still good, and the error names it.
+autocast where the processor has it. A loss that is not finite, or ten times the first one, stops the run before the
+update is made: the last checkpoint is then still good, and the error names it.
 """
 
 import math
@@ -17,6 +17,7 @@ from bitdistiller.assets import sha256_file
 from bitdistiller.config import Params, RunParams
 from bitdistiller.data.blocks import BlockDataset, packed_blocks
 from bitdistiller.data.text import load_text
+from bitdistiller.device import has_bf16
 from bitdistiller.distill.chunked import chunked_cakld
 from bitdistiller.distill.clipping import apply_clipping
 from bitdistiller.distill.teacher import IGNORED, DistillationDataset, TeacherStates, read_teacher
@@ -25,7 +26,7 @@ from bitdistiller.models import LoadedModel, load_model
 from bitdistiller.provenance import Stopwatch, environment
 from bitdistiller.quant import make_format, quantize_model
 from bitdistiller.results import CurvePoint, TrainingRecord
-from bitdistiller.training import SafeTrainer, fingerprint, has_bf16, training_arguments
+from bitdistiller.training import SafeTrainer, fingerprint, training_arguments
 
 EXPLOSION = 10  # times the first loss
 
@@ -134,8 +135,8 @@ def check_vocabulary(student: LoadedModel, teacher: TeacherStates) -> None:
         return
     differing = sum(teacher.vocabulary.get(token) != index for token, index in own.items())
     raise UserError(
-        f"teacher {teacher.teacher} and student {student.name} have different vocabularies ({differing:,} of {len(own):,} "
-        "tokens have another id); choose a teacher with the student's tokenizer"
+        f"teacher {teacher.teacher} and student {student.name} have different vocabularies ({differing:,} of "
+        f"{len(own):,} tokens have another id); choose a teacher with the student's tokenizer"
     )
 
 

@@ -95,16 +95,31 @@ BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
         Benchmark("piqa", "piqa/piqa.yaml", "validation", "arrow", _arrow("piqa/plain_text"), _piqa_text),
-        Benchmark("hellaswag", "hellaswag/hellaswag.yaml", "validation", "arrow", _arrow("hellaswag/none"),
-                  _hellaswag_text),
-        Benchmark("winogrande", "winogrande/default.yaml", "validation", "arrow",
-                  _arrow("winogrande/winogrande_xl"), _winogrande_text),
+        Benchmark(
+            "hellaswag", "hellaswag/hellaswag.yaml", "validation", "arrow", _arrow("hellaswag/none"), _hellaswag_text
+        ),
+        Benchmark(
+            "winogrande",
+            "winogrande/default.yaml",
+            "validation",
+            "arrow",
+            _arrow("winogrande/winogrande_xl"),
+            _winogrande_text,
+        ),
         Benchmark("arc_easy", "arc/arc_easy.yaml", "test", "json", _arc("arc_easy"), _arc_text),
         Benchmark("arc_challenge", "arc/arc_challenge.yaml", "test", "json", _arc("arc_challenge"), _arc_text),
-        Benchmark("continuation", "continuation.yaml", "test", "json", continuation_jsonl, _continuation_text,
-                  interleaved=True),
-        Benchmark("beginning", "beginning.yaml", "test", "json", continuation_jsonl, _continuation_text,
-                  interleaved=True),
+        Benchmark(
+            "continuation",
+            "continuation.yaml",
+            "test",
+            "json",
+            continuation_jsonl,
+            _continuation_text,
+            interleaved=True,
+        ),
+        Benchmark(
+            "beginning", "beginning.yaml", "test", "json", continuation_jsonl, _continuation_text, interleaved=True
+        ),
     )
 }
 

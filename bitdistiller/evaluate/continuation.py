@@ -59,8 +59,13 @@ def _item(identity: str, source: str, spans: Mapping[str, Spans]) -> dict | None
     gold = _rank("gold", identity) % CHOICES
     contexts, continuations = zip(*others[:gold], spans[identity], *others[gold:], strict=True)
     return {
-        "id": identity, "source": source, "context": context, "continuation": continuation,
-        "contexts": list(contexts), "continuations": list(continuations), "gold": gold,
+        "id": identity,
+        "source": source,
+        "context": context,
+        "continuation": continuation,
+        "contexts": list(contexts),
+        "continuations": list(continuations),
+        "gold": gold,
     }
 
 

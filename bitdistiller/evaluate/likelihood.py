@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from bitdistiller.device import has_bf16
 from bitdistiller.errors import UserError
-from bitdistiller.training import has_bf16
 
 _CHUNK_LOGITS = 2**22  # 16 MB in fp32: a chunk that stays in the processor's cache
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")

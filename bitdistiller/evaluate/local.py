@@ -16,8 +16,13 @@ from bitdistiller.assets import cache_dir, pins
 from bitdistiller.data.overlap import held_out
 from bitdistiller.data.text import TEXT_SETS, Document, load_text
 
-_DECIDING = ("data/text.py", "data/overlap.py", "evaluate/local.py", "evaluate/benchmarks.py",
-             "evaluate/continuation.py")
+_DECIDING = (
+    "data/text.py",
+    "data/overlap.py",
+    "evaluate/local.py",
+    "evaluate/benchmarks.py",
+    "evaluate/continuation.py",
+)
 _PUBLISHED_SPLIT = "wikitext-2"
 
 

@@ -41,8 +41,9 @@ class Window:
     targets: list[int]
 
 
-def windows(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], length: int,
-            max_tokens: int) -> list[Window]:
+def windows(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], length: int, max_tokens: int
+) -> list[Window]:
     """Documents in the order of their ids, cut into windows, up to ``max_tokens`` targets if there are so many."""
     found: list[Window] = []
     left = max_tokens
@@ -59,8 +60,13 @@ def windows(tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], l
 
 
 def document_nll(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[Document], window: int,
-    max_tokens: int, batch_tokens: int, task: str = "perplexity",
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+    window: int,
+    max_tokens: int,
+    batch_tokens: int,
+    task: str = "perplexity",
 ) -> pd.DataFrame:
     """Negative log-likelihood of each document, as item rows (see ``bitdistiller.results``).
 
@@ -120,14 +126,23 @@ def perplexity_score(items: pd.DataFrame, task: str, seed: int = 0) -> Score:
     if not mean < _OVERFLOW:
         raise UserError(f"{task}: the model's mean negative log-likelihood is {mean}; its weights are broken")
     drawn = bootstrap(
-        (nll, tokens), _mean_nll, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
+        (nll, tokens),
+        _mean_nll,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
         rng=np.random.default_rng(seed),
     )
     return Score(
-        task=task, metric="perplexity", value=math.exp(mean),
+        task=task,
+        metric="perplexity",
+        value=math.exp(mean),
         standard_error=float(np.exp(drawn.bootstrap_distribution).std(ddof=1)),
-        low=math.exp(drawn.confidence_interval.low), high=math.exp(drawn.confidence_interval.high),
-        n=len(chosen), chance=None,
+        low=math.exp(drawn.confidence_interval.low),
+        high=math.exp(drawn.confidence_interval.high),
+        n=len(chosen),
+        chance=None,
     )
 
 

@@ -6,8 +6,9 @@ import pandas as pd
 import torch
 
 from bitdistiller.config import Params, entry
-from bitdistiller.data.text import load_text, text_provenance
+from bitdistiller.data.text import text_provenance
 from bitdistiller.evaluate import evaluate_model
+from bitdistiller.evaluate.local import held_out_text
 from bitdistiller.models import LoadedModel, load_model, model_origin, random_model
 from bitdistiller.provenance import Stopwatch, environment
 from bitdistiller.quant import bake, make_format, quantizable, quantize_model
@@ -33,7 +34,7 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
         scores=scores,
         parameters_used={**used, "evaluation": params.evaluation.model_dump()},
         data={
-            key: text_provenance(section.text, load_text(section.text, "test"))
+            key: text_provenance(section.text, held_out_text(section.text))
             for key, section in params.evaluation.perplexity.items()
         },
         environment=environment(),

@@ -21,9 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from bitdistiller.device import has_bf16
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate.likelihood import by_length, hidden_states, inference, target_log_probs
-from bitdistiller.training import has_bf16
 
 _TYPICAL_TOKENS = 128  # length of one request, for lm-eval's own path, which counts a batch in requests
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -66,7 +66,9 @@ class SharedContextLM(HFLM):
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int):
         super().__init__(
-            pretrained=model, tokenizer=tokenizer, backend="causal",
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
             batch_size=max(1, batch_tokens // _TYPICAL_TOKENS),
             mixed_precision_dtype="bfloat16" if has_bf16() else None,
             softmax_dtype="float32",
@@ -109,7 +111,8 @@ class SharedContextLM(HFLM):
         sources = [row * width + source for row, group in enumerate(batch) for source in group.sources]
         targets = [token for group in batch for token in group.targets]
         log_probs, greedy = target_log_probs(
-            self.model, hidden.flatten(0, 1)[torch.tensor(sources, device=self.device)],
+            self.model,
+            hidden.flatten(0, 1)[torch.tensor(sources, device=self.device)],
             torch.tensor(targets, device=self.device),
         )
         sizes = [size for group in batch for size in group.sizes]

@@ -103,7 +103,10 @@ def subset(name: str, total: int, limit: int, seed: int) -> list[int]:
 
 
 def score_tasks(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, TaskParams], batch_tokens: int,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Mapping[str, TaskParams],
+    batch_tokens: int,
     seed: int,
 ) -> tuple[list[Score], pd.DataFrame]:
     """Zero-shot (or few-shot) accuracy of a model: scores, and one row an item and metric.
@@ -135,7 +138,9 @@ def score_tasks(
 def _item_rows(name: str, samples: list[dict]) -> pd.DataFrame:
     rows = [
         (name, item_id(sample["doc"], sample["doc_id"]), metric, sample[metric], 1.0)
-        for metric in METRICS for sample in samples if metric in sample
+        for metric in METRICS
+        for sample in samples
+        if metric in sample
     ]
     return pd.DataFrame(rows, columns=ITEM_COLUMNS)
 
@@ -148,10 +153,18 @@ def _scores(name: str, samples: list[dict], result: Mapping[str, float]) -> list
             continue
         right = round(sum(sample[metric] for sample in samples))
         interval = binomtest(right, len(samples)).proportion_ci(confidence_level=0.95, method="wilson")
-        scores.append(Score(
-            task=name, metric=metric, value=result[f"{metric},none"], standard_error=result[f"{metric}_stderr,none"],
-            low=interval.low, high=interval.high, n=len(samples), chance=chance,
-        ))
+        scores.append(
+            Score(
+                task=name,
+                metric=metric,
+                value=result[f"{metric},none"],
+                standard_error=result[f"{metric}_stderr,none"],
+                low=interval.low,
+                high=interval.high,
+                n=len(samples),
+                chance=chance,
+            )
+        )
     return scores
 
 

@@ -89,8 +89,13 @@ def _read_tokenizer(source: Path, context: int) -> PreTrainedTokenizerFast:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=found.bos_token, eos_token=found.eos_token, unk_token=found.unk_token,
-        pad_token=PAD_TOKEN, chat_template=found.chat_template, model_max_length=context,
+        tokenizer_object=backend,
+        bos_token=found.bos_token,
+        eos_token=found.eos_token,
+        unk_token=found.unk_token,
+        pad_token=PAD_TOKEN,
+        chat_template=found.chat_template,
+        model_max_length=context,
         clean_up_tokenization_spaces=False,
     )
 

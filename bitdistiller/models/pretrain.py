@@ -32,10 +32,22 @@ class PretrainParams(Section):
     learning_rate_factor: float
     weight_decay: float
     evaluations_per_epoch: int
-    patience: int
     max_epochs: int
     seed: int
     threads: int
+
+
+class ModelParams(Section):
+    """Where one micro model departs from the others.
+
+    ``plateau``: the learning rate falls when an evaluation lowers the held-out loss by less than this share.
+    Training ends after ``patience`` evaluations that did not lower it by ``least_gain`` nats.
+    """
+
+    tokenizer: str
+    plateau: float
+    patience: int
+    least_gain: float
 
 
 class PretrainFile(Section):
@@ -44,7 +56,7 @@ class PretrainFile(Section):
     text: list[str]
     training: PretrainParams
     tokenizers: dict[str, dict]
-    models: dict[str, dict[str, str]]
+    models: dict[str, ModelParams]
 
 
 def load_pretrain_params(path: Path) -> PretrainFile:
@@ -75,17 +87,17 @@ def pretrain(name: str, file: PretrainFile, artifacts: Path, out_dir: Path | Non
     Raises:
         UserError: a name that is not a micro model.
     """
-    if name not in MICRO_MODELS:
-        raise UserError(f"unknown micro model {name!r}: choose one of {', '.join(MICRO_MODELS)}")
-    params, work_dir = file.training, artifacts / "checkpoints" / name
+    if name not in MICRO_MODELS or name not in file.models:
+        raise UserError(f"unknown micro model {name!r}: choose one of {', '.join(file.models)}")
+    params, own, work_dir = file.training, file.models[name], artifacts / "checkpoints" / name
     out_dir = out_dir or WEIGHTS_DIR / name
     torch.set_num_threads(params.threads)
     set_seed(params.seed)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(artifacts / "tokenizers" / MICRO_MODELS[name].tokenizer)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(artifacts / "tokenizers" / own.tokenizer)
     documents = {split: load_text(file.text, split) for split in ("train", "validation", "test")}
     blocks = {split: packed_blocks(tokenizer, docs, params.block_length) for split, docs in documents.items()}
     model = LlamaForCausalLM(MICRO_MODELS[name].config())
-    trainer = _trainer(name, params, model, blocks, work_dir)
+    trainer = _trainer(name, params, own, model, blocks, work_dir)
     trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
 
     model.to(torch.float16).save_pretrained(out_dir)
@@ -103,12 +115,12 @@ def pretrain(name: str, file: PretrainFile, artifacts: Path, out_dir: Path | Non
         "text": text_provenance(file.text, documents["train"]),
     }
     (out_dir / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (out_dir / "README.md").write_text(model_card(name, params, metrics))
+    (out_dir / "README.md").write_text(model_card(name, params, own, metrics))
     shutil.rmtree(work_dir, ignore_errors=True)
     return metrics
 
 
-def _trainer(name: str, params: PretrainParams, model, blocks, work_dir: Path) -> SafeTrainer:
+def _trainer(name: str, params: PretrainParams, own: ModelParams, model, blocks, work_dir: Path) -> SafeTrainer:
     steps_per_epoch = len(blocks["train"]) // params.batch_blocks
     interval = max(1, steps_per_epoch // params.evaluations_per_epoch)
     arguments = training_arguments(
@@ -118,13 +130,19 @@ def _trainer(name: str, params: PretrainParams, model, blocks, work_dir: Path) -
         num_train_epochs=params.max_epochs,
         learning_rate=params.learning_rate,
         lr_scheduler_type="reduce_lr_on_plateau",
-        lr_scheduler_kwargs={"factor": params.learning_rate_factor, "patience": 0},
+        lr_scheduler_kwargs={"factor": params.learning_rate_factor, "patience": 0, "threshold": own.plateau},
         weight_decay=params.weight_decay,
         adam_beta2=0.95,
         max_grad_norm=1.0,
         dataloader_drop_last=True,
-        eval_strategy="steps", eval_steps=interval, save_strategy="steps", save_steps=interval,
-        save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=False,
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
         logging_steps=interval,
         seed=params.seed,
     )
@@ -133,12 +151,12 @@ def _trainer(name: str, params: PretrainParams, model, blocks, work_dir: Path) -
         args=arguments,
         train_dataset=BlockDataset(blocks["train"]),
         eval_dataset=BlockDataset(blocks["validation"]),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=params.patience)],
-        run_fingerprint=fingerprint({"model": name, **params.model_dump()}),
+        callbacks=[EarlyStoppingCallback(own.patience, own.least_gain)],
+        run_fingerprint=fingerprint({"model": name, **params.model_dump(), **own.model_dump()}),
     )
 
 
-def model_card(name: str, params: PretrainParams, metrics: dict) -> str:
+def model_card(name: str, params: PretrainParams, own: ModelParams, metrics: dict) -> str:
     """The README that lies beside a micro model's weights; every number in it comes from ``metrics``."""
     shape = MICRO_MODELS[name]
     return f"""---
@@ -156,7 +174,7 @@ training can be exercised on two CPU cores. It is a research instrument and writ
 |---|---|
 | data | {", ".join(metrics["text"]["origins"])}; train split, {metrics["text"]["documents"]:,} documents, SHA-256 of ids `{metrics["text"]["sha256"][:16]}` |
 | training tokens | {metrics["train_tokens"]:,} distinct, {metrics["tokens_seen"]:,} seen ({metrics["epochs"]} epochs; best at step {metrics["best_step"]}) |
-| stopped when | validation loss had not fallen for {params.patience} evaluations at a falling learning rate |
+| stopped when | {own.patience} evaluations in a row (two an epoch), at a falling learning rate, had not lowered the validation loss by {own.least_gain} nats |
 | perplexity, validation | {metrics["validation_perplexity"]:.2f} (per token, windows of {params.block_length}) |
 | perplexity, test | {metrics["test_perplexity"]:.2f} |
 | weights | fp16 safetensors |

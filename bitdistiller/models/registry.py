@@ -70,8 +70,12 @@ def load_model(name: str) -> LoadedModel:
     source = _find(name)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            source.location, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-            ignore_mismatched_sizes=True, output_loading_info=True,
+            source.location,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except _UNREADABLE as error:
         raise _unreadable(name, source, error) from error

@@ -1,4 +1,4 @@
-"""Weights -> low-bit weights: formats, fake quantization, clipping. Knows torch, nothing of models, data or training."""
+"""Weights -> low-bit weights: formats, fake quantization, clipping. Knows torch, no models, data or training."""
 
 from bitdistiller.errors import UserError
 from bitdistiller.quant.clip import clip_weights, search_clip

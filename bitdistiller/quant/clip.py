@@ -1,14 +1,14 @@
 r"""Asymmetric clipping: how far to shrink each group's range before quantizing it.
 
 A narrower range gives finer steps to the many weights in the middle and saturates the few at the ends. For each
-group of each row the search tries every pair of shrinks of the greatest and the least weight and keeps the pair with the
-least output error on calibration activations (BitDistiller, arXiv 2402.10631, section 3.2),
+group of each row the search tries every pair of shrinks of the greatest and the least weight and keeps the pair with
+the least output error on calibration activations (BitDistiller, arXiv 2402.10631, section 3.2),
 
 .. math:: \lVert X_g (w_g - \hat w_g) \rVert^2 = d^\top (X_g^\top X_g)\, d, \qquad d = w_g - \hat w_g .
 
-The right-hand side is what makes it fast: activations enter only through one Gram matrix a group, shared by all rows and
-all hundred candidates, and a candidate costs one batched matrix product. Rows are taken in chunks that fit the cache.
-The unshrunk range is a candidate, so the result is never worse than no clipping on this objective.
+The right-hand side is what makes it fast: activations enter only through one Gram matrix a group, shared by all rows
+and all hundred candidates, and a candidate costs one batched matrix product. Rows are taken in chunks that fit the
+cache. The unshrunk range is a candidate, so the result is never worse than no clipping on this objective.
 """
 
 import torch
@@ -69,7 +69,9 @@ def _search_groups(groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"],
 
 
 @torch.no_grad()
-def clip_weights(w: Float[Tensor, "O I"], low: Float[Tensor, "O G"], high: Float[Tensor, "O G"], group_size: int) -> Tensor:
+def clip_weights(
+    w: Float[Tensor, "O I"], low: Float[Tensor, "O G"], high: Float[Tensor, "O G"], group_size: int
+) -> Tensor:
     """``w`` with every group clamped to its bounds."""
     spread = [bound.repeat_interleave(group_size, dim=1)[:, : w.shape[1]].to(w.dtype) for bound in (low, high)]
     return torch.clamp(w, *spread)

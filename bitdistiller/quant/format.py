@@ -109,7 +109,9 @@ class Format(ABC):
             UserError: not a matrix of floating-point numbers, or it holds NaN or Inf.
         """
         _check_weights(w)
-        fitted = [(groups, self.fit(*group_range(groups))) for groups in split_groups(w.detach().float(), self.group_size)]
+        fitted = [
+            (groups, self.fit(*group_range(groups))) for groups in split_groups(w.detach().float(), self.group_size)
+        ]
         codes = [self.encode(groups, scales).flatten(1) for groups, scales in fitted]
         joined = tuple(torch.cat(parts, dim=1).squeeze(-1) for parts in zip(*(s for _, s in fitted), strict=True))
         fields = {"zero": None, "negative_scale": None, **self.named(joined)}

@@ -30,7 +30,9 @@ def quantizable(model: nn.Module) -> dict[str, nn.Linear]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head}
     if not found:
-        raise UserError(f"{type(model).__name__} has no torch.nn.Linear beside its head, so there is nothing to quantize")
+        raise UserError(
+            f"{type(model).__name__} has no torch.nn.Linear beside its head, so there is nothing to quantize"
+        )
     return found
 
 

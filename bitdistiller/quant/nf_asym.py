@@ -5,9 +5,9 @@ met exactly and zero stays a level:
 
     value = level * (high if level > 0 else -low).
 
-A weight on the midpoint of two levels takes the upper one, as in BitDistiller. The scale of a sign whose largest weight is below
-the smallest normal fp16 number (6e-5) is 0 and its weights become 0: in the subnormal range fp16 scales are too coarse to
-quantize twice with the same result.
+A weight on the midpoint of two levels takes the upper one, as in BitDistiller. The scale of a sign whose largest weight
+is below the smallest normal fp16 number (6e-5) is 0 and its weights become 0: in the subnormal range fp16 scales are
+too coarse to quantize twice with the same result.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Fake quantization: low-bit values forward, straight-through gradient backward.
 
-The backward pass is written out instead of composed from ``round`` and ``clamp``: what a composition does at the outermost
-levels depends on the gradient that a PyTorch release gives ``clamp`` at its bounds, and there is where clipping puts
-many weights.
+The backward pass is written out instead of composed from ``round`` and ``clamp``: what a composition does at the
+outermost levels depends on the gradient that a PyTorch release gives ``clamp`` at its bounds, and there is where
+clipping puts many weights.
 """
 
 import torch
@@ -25,5 +25,5 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def fake_quantize(w: Float[Tensor, "O I"], fmt: Format) -> Float[Tensor, "O I"]:
-    """Values of ``fmt.quantize(w).dequantize()``, exactly, with a pass-through gradient (Bengio et al., arXiv 1308.3432)."""
+    """Values of ``fmt.quantize(w).dequantize()``, exactly, with a pass-through gradient (arXiv 1308.3432)."""
     return _StraightThrough.apply(w, fmt)

@@ -1,0 +1,10 @@
+"""What the processor can do, where numbers depend on it."""
+
+import torch
+
+
+def has_bf16() -> bool:
+    """Whether bf16 matrix products are native here, so that autocast is a gain."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

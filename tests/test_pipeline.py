@@ -1,0 +1,162 @@
+"""The real pipeline through the real command line: `dvc repro` on a tiny world, reruns, and what stages depend on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+# Imported by every stage, and decide no number: texts of errors, checks of parameters (whose values DVC tracks),
+# schemas and provenance of results, the command line itself.
+PLUMBING = {"__init__", "cli", "config", "errors", "provenance", "results"}
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["dvc", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def pipeline_params(model: Path, text: Path) -> dict:
+    """A tiny world with one run at 3, 2 and 1 bits, and the study of them."""
+    params = tiny.make_params(model, text, steps=3, validate_every=3)
+    params |= {"root": os.path.relpath(ROOT, text.parent), "weights": "bitdistiller/assets.yaml"}
+    quantizer, run = params["quantizers"].pop("int2"), params["runs"].pop("student")
+    for bits in (3, 2, 1):
+        params["quantizers"][f"int{bits}"] = {**quantizer, "bits": bits}
+        params["runs"][f"student{bits}"] = {**run, "quantizer": f"int{bits}"}
+    params["baselines"]["random"] = {"model": str(model), "weights": "random", "seed": 0}
+    params["evaluation"]["tasks"] = {"continuation": {"limit": 8, "shots": 0}}
+    bits = {level: [f"student{level}"] for level in (3, 2, 1)}
+    params["studies"] = {"bit_scaling": {"full": "full", "random": ["random"], "bits": bits}}
+    return params
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_model):
+    """A folder in which the repository's own dvc.yaml has run once."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    text = tiny.make_text(folder / "text.txt")
+    (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    (folder / ".dvcignore").write_text((ROOT / ".dvcignore").read_text())
+    params = pipeline_params(tiny_model, text)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    dvc(folder, "init", "--no-scm", "--quiet")
+    dvc(folder, "repro")
+    return folder
+
+
+def change(folder: Path, edit) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    edit(params)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def would_run(folder: Path) -> set[str]:
+    """Stages that a repro would run, by DVC's own status."""
+    return set(json.loads(dvc(folder, "status", "--json")))
+
+
+def test_one_command_leaves_results_verdicts_and_a_report(world):
+    verdicts = json.loads((world / "results" / "studies" / "bit_scaling.json").read_text())
+    assert verdicts["claims"]
+    page = (world / "reports" / "report.html").read_text()
+    assert "<svg" in page and "http-equiv" not in page
+    assert (world / "reports" / "report.md").exists()
+    scores = json.loads((world / "results" / "runs" / "student2" / "scores.json").read_text())
+    assert {score["task"] for score in scores["scores"]} == {"heldout", "continuation"}
+    assert not list((world / "artifacts").glob("checkpoints/*"))
+
+
+def test_up_to_date_tree_runs_nothing(world):
+    assert would_run(world) == set()
+    assert "Data and pipelines are up to date" in dvc(world, "repro")
+
+
+def test_metrics_and_plots_are_declared(world):
+    metrics = json.loads(dvc(world, "metrics", "show", "--json"))[""]["data"]
+    assert metrics["results/runs/student2/metrics.json"]["data"]["heldout"]["perplexity"] > 1
+    shown = dvc(world, "plots", "show", "--json")
+    assert "student2/train.json" in shown
+
+
+def test_a_run_s_parameter_reruns_that_run_alone(world):
+    original = (world / "params.yaml").read_text()
+    change(world, lambda params: params["runs"]["student2"].update(learning_rate=2e-3))
+    try:
+        assert would_run(world) == {"train@student2"}
+    finally:
+        (world / "params.yaml").write_text(original)
+
+
+def test_a_study_s_parameter_retrains_nothing(world):
+    original = (world / "params.yaml").read_text()
+    change(world, lambda params: params.update(scale="other"))
+    try:
+        assert {stage.split("@")[0] for stage in would_run(world)} <= {"study", "report"}
+    finally:
+        (world / "params.yaml").write_text(original)
+
+
+def test_bad_input_is_one_sentence_and_keeps_what_there_is(world):
+    before = (world / "results" / "runs" / "student2" / "scores.json").read_bytes()
+    done = subprocess.run(["bitdistiller", "evaluate", "nobody"], cwd=world, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: runs or baselines in params.yaml has no entry 'nobody'")
+    assert done.stderr.count("\n") == 1
+    assert (world / "results" / "runs" / "student2" / "scores.json").read_bytes() == before
+
+
+ENTRY_POINTS = {
+    "data": "bitdistiller.data.generate",
+    "teacher": "bitdistiller.distill.teacher",
+    "clip": "bitdistiller.distill.clipping",
+    "train": "bitdistiller.distill.trainer",
+    "evaluate": "bitdistiller.evaluate.run",
+    "baseline": "bitdistiller.evaluate.run",
+    "study": "bitdistiller.analysis.study",
+    "report": "bitdistiller.report",
+}
+
+
+@pytest.mark.parametrize("stage", ENTRY_POINTS)
+def test_stages_depend_on_all_code_that_they_import(stage):
+    program = (
+        f"import sys, {ENTRY_POINTS[stage]}\n"
+        + ("import bitdistiller.evaluate.tasks\n" if stage in ("evaluate", "baseline") else "")
+        + "print(*(m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'bitdistiller' and m.__file__))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = [Path(name).relative_to(ROOT) for name in done.stdout.split()]
+    section = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    declared = [Path(d.removeprefix("${root}/")) for d in section.get("do", section)["deps"]]
+    missing = [
+        str(module)
+        for module in modules
+        if module.stem not in PLUMBING and not any(module == d or d in module.parents for d in declared)
+    ]
+    assert modules and not missing
+
+
+@pytest.mark.parametrize("profile", [".", "profiles/laptop", "profiles/paper"])
+def test_every_scale_is_the_same_pipeline_with_valid_parameters(profile):
+    from bitdistiller.analysis.study import load_study, study_params
+    from bitdistiller.config import load_params
+
+    folder = ROOT / profile
+    assert (folder / "dvc.yaml").resolve() == ROOT / "dvc.yaml"
+    params = load_params(folder / "params.yaml")
+    assert (folder / params.root).resolve() == ROOT and (ROOT / params.weights).exists()
+    for name in params.studies:
+        named = {
+            run
+            for runs in study_params(load_study(name, ROOT / "studies"), params).conditions().values()
+            for run in runs
+        }
+        assert named <= set(params.runs) | set(params.baselines)
