@@ -47,6 +47,7 @@ report: $(READY) ## redraw tables, figures and report of a scale from its commit
 pretrain: $(READY) ## train the micro models again from scratch (about an hour)
 	.venv/bin/bitdistiller fetch
 	.venv/bin/dvc repro pretrain/dvc.yaml
+	cp -r pretrain/artifacts/models/. bitdistiller/models/weights/
 
 benchmark: $(READY) ## time and memory of one distillation step beside the obvious step and the floor
 	.venv/bin/python benchmarks/step.py

@@ -64,11 +64,11 @@ def file(tiny_text) -> PretrainFile:
 
 def test_pretraining_stops_when_held_out_loss_does_and_stores_the_best(file, tmp_path):
     pretrain_tokenizer("bpe", file.text, tmp_path / "tokenizers" / "bpe")
-    metrics = pretrain("micro-1m", file, tmp_path, tmp_path / "out")
-    stored = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    metrics = pretrain("micro-1m", file, tmp_path)
+    stored = LlamaForCausalLM.from_pretrained(tmp_path / "models" / "micro-1m")
     assert stored.dtype == torch.float16
     assert metrics["validation_perplexity"] < 60 < 4096  # the text has 21 words; a random model is near 4,096
-    assert f"{metrics['validation_perplexity']:.2f}" in (tmp_path / "out" / "README.md").read_text()
+    assert f"{metrics['validation_perplexity']:.2f}" in (tmp_path / "models" / "micro-1m" / "README.md").read_text()
     assert not (tmp_path / "checkpoints" / "micro-1m").exists()
 
 

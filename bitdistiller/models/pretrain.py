@@ -19,7 +19,7 @@ from bitdistiller.config import Section
 from bitdistiller.data.blocks import BlockDataset, packed_blocks
 from bitdistiller.data.text import load_text, text_provenance
 from bitdistiller.errors import UserError
-from bitdistiller.models.micro import MICRO_MODELS, WEIGHTS_DIR, train_tokenizer
+from bitdistiller.models.micro import MICRO_MODELS, train_tokenizer
 from bitdistiller.training import SafeTrainer, fingerprint, training_arguments
 
 
@@ -76,10 +76,10 @@ def pretrain_tokenizer(kind: str, text: list[str], folder: Path) -> None:
     train_tokenizer(kind, [document.text for document in documents]).save_pretrained(folder)
 
 
-def pretrain(name: str, file: PretrainFile, artifacts: Path, out_dir: Path | None = None) -> dict:
+def pretrain(name: str, file: PretrainFile, artifacts: Path) -> dict:
     """Train one micro model from scratch and write weights, tokenizer, metrics and card.
 
-    The tokenizer is read from ``artifacts/tokenizers``; the model goes to ``out_dir``, by default into the package.
+    The tokenizer is read from ``artifacts/tokenizers``; the model goes to ``artifacts/models/NAME``.
 
     Returns:
         The metrics that the model card states.
@@ -90,7 +90,7 @@ def pretrain(name: str, file: PretrainFile, artifacts: Path, out_dir: Path | Non
     if name not in MICRO_MODELS or name not in file.models:
         raise UserError(f"unknown micro model {name!r}: choose one of {', '.join(file.models)}")
     params, own, work_dir = file.training, file.models[name], artifacts / "checkpoints" / name
-    out_dir = out_dir or WEIGHTS_DIR / name
+    out_dir = artifacts / "models" / name
     torch.set_num_threads(params.threads)
     set_seed(params.seed)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(artifacts / "tokenizers" / own.tokenizer)
