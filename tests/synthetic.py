@@ -249,6 +249,7 @@ def make_params(section: dict | None, scale: str = "micro", root: Path = ROOT, s
     return Params.model_validate(
         {
             "root": str(root),
+            "weights": ".",
             "scale": scale,
             "threads": 1,
             "data": {"d": data},

@@ -53,7 +53,7 @@ def ngram_overlap(train_texts: Iterable[str], items: Mapping[str, str], n: int =
     train = _Hashes(train_texts, table)
     found, scored = set(), _Hashes(items.values(), table)
     names = list(items)
-    for length in sorted({min(n, size) for size in scored.sizes if size}):
+    for length in sorted({min(n, size) for size in scored.sizes.tolist() if size}):
         grams, owner = scored.ngrams(length)
         sizes = scored.sizes[owner]
         eligible = (sizes == length) if length < n else (sizes >= n)

@@ -145,7 +145,7 @@ def _item_rows(name: str, samples: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=ITEM_COLUMNS)
 
 
-def _scores(name: str, samples: list[dict], result: Mapping[str, float]) -> list[Score]:
+def _scores(name: str, samples: list[dict], result: Mapping[str, object]) -> list[Score]:
     chance = sum(1 / len(sample["arguments"]) for sample in samples) / len(samples)
     scores = []
     for metric in METRICS:
