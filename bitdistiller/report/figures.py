@@ -31,6 +31,7 @@ from bitdistiller.analysis.verdict import digits
 COLUMN_INCHES = 3.4
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b07d00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+MANY_POINTS = 20  # a curve with as many needs no markers
 INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#d8dce1", "#ffffff"
 _THEMED = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES, 1)
@@ -253,11 +254,10 @@ def training_curves(report: StudyReport) -> dict[str, Drawing]:
     Empty when no run of the study was trained.
     """
     kinds = {
-        "training-loss": ("loss", "training loss", False, "Training loss per step; one line a seed."),
+        "training-loss": ("loss", "training loss", "Training loss per step (log axis); one line a seed."),
         "training-perplexity": (
             "validation_perplexity",
             "validation perplexity",
-            True,
             "Perplexity on validation text along training (log axis); one line a seed.",
         ),
     }
@@ -265,7 +265,7 @@ def training_curves(report: StudyReport) -> dict[str, Drawing]:
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 
-def _curves(report: StudyReport, field: str, ylabel: str, log: bool, caption: str) -> Drawing | None:
+def _curves(report: StudyReport, field: str, ylabel: str, caption: str) -> Drawing | None:
     trained = [summary for summary in report.runs if summary.training]
     conditions = list(dict.fromkeys(summary.condition for summary in trained))
     drawn = False
@@ -283,18 +283,17 @@ def _curves(report: StudyReport, field: str, ylabel: str, log: bool, caption: st
                     color=SERIES[index % len(SERIES)],
                     linewidth=1,
                     alpha=0.85,
-                    marker=MARKERS[index % len(MARKERS)] if log else None,
+                    marker=MARKERS[index % len(MARKERS)] if len(points) < MANY_POINTS else None,
                     markersize=3,
                     label=summary.condition if first else None,
                 )
         if not drawn:
             return None
         ax.set_xlabel("step")
-        if log:
-            ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            ax.yaxis.set_minor_formatter(NullFormatter())
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         figure.legend(loc="outside lower left", ncols=4)
     return Drawing(figure, caption)
 
