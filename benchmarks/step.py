@@ -49,7 +49,7 @@ class Steps:
             self.states = self.teacher.base_model(self.ids, use_cache=False).last_hidden_state.to(dtype).flatten(0, 1)
         self.head = self.teacher.get_output_embeddings().weight.detach().to(dtype)
         self.optimizers = {
-            m: torch.optim.AdamW(m.parameters(), lr=1e-6, foreach=True) for m in (self.student, self.plain)
+            m: torch.optim.AdamW(m.parameters(), lr=1e-6, fused=True) for m in (self.student, self.plain)
         }
 
     def update(self, model, loss) -> None:

@@ -36,7 +36,7 @@ def training_arguments(output_dir: Path, **options) -> TrainingArguments:
         report_to="none",
         bf16=has_bf16(),
         use_cpu=not torch.cuda.is_available(),
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         remove_unused_columns=False,

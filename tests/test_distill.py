@@ -71,6 +71,28 @@ def test_more_prompts_than_documents_are_cut_from_further_inside(tiny_model, tin
     assert not (tmp_path / "x.jsonl").exists()
 
 
+def test_interrupted_generation_goes_on_to_the_same_sequences(tiny_model, tiny_text, tmp_path, monkeypatch):
+    from bitdistiller.data import generate as module
+
+    section = tiny.params(tiny_model, tiny_text).data["self"]
+    whole = make_data(section, tmp_path / "whole.jsonl")
+    working, calls = module._continue, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return working(*arguments)
+
+    monkeypatch.setattr(module, "_continue", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_data(section, tmp_path / "killed.jsonl")
+    (partial,) = tmp_path.glob("killed*.partial")
+    partial.write_text(partial.read_text() + '{"document": "torn')
+    assert make_data(section, tmp_path / "killed.jsonl") == whole
+    assert len(calls) == 3 and not partial.exists()  # one batch before, one interrupted, one after
+
+
 def test_statistics_see_loops():
     varied = TrainingSequence("d", 1, [0, *range(2, 40)], "")
     loop = TrainingSequence("d", 1, [0, *[5, 6] * 20], "")

@@ -6,6 +6,7 @@ text or the length is reached. Sampling can fall into loops, which teach a stude
 beside the data as repetition statistics.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -46,16 +47,17 @@ def make_data(params: DataParams, path: Path) -> dict:
     """
     source = load_model(params.generator or params.teacher)
     documents = load_text(params.text, "train")
-    generated = list(generate(source.model, source.tokenizer, documents, params)) if params.generator else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    finished = path.with_suffix(f".{_fingerprint(params, documents)}.partial")
+    generated = generate(source.model, source.tokenizer, documents, params, finished) if params.generator else []
     sequences = generated + list(islice(corpus(source.tokenizer, documents, params), params.corpus_sequences))
     if len(sequences) < params.sequences + params.corpus_sequences or not sequences:
         wanted = params.sequences + params.corpus_sequences
         raise UserError(
             f"the text gives {len(sequences)} of {wanted} sequences of {params.length} tokens; ask for fewer"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
-        handle.writelines(json.dumps(asdict(sequence)) + "\n" for sequence in sequences)
+    _append(path, sequences, mode="w")
+    finished.unlink(missing_ok=True)
     return {
         "generator": params.generator,
         "generator_origin": source.origin if params.generator else None,
@@ -67,34 +69,46 @@ def make_data(params: DataParams, path: Path) -> dict:
     }
 
 
-def generate(model, tokenizer, documents: list[Document], params: DataParams) -> Iterator[TrainingSequence]:
+def generate(model, tokenizer, documents: list[Document], params: DataParams, finished: Path) -> list[TrainingSequence]:
     """Sample continuations of the first ``prompt_length`` tokens of shuffled documents, in batches, seeded.
 
-    When there are fewer documents than sequences, later prompts are cut from further inside the documents.
+    When there are fewer documents than sequences, later prompts are cut from further inside the documents. Every batch
+    has a seed of its own and is appended to ``finished`` when done, so an interrupted call goes on where it stopped and
+    ends with the same sequences.
     """
     prompts = _prompts(tokenizer, documents, params)
     model = model.to(torch.bfloat16) if has_bf16() else model
-    set_seed(params.seed)
-    with tqdm(total=len(prompts), desc="generating", unit="seq") as progress:
-        for start in range(0, len(prompts), params.batch_size):
+    kept = read_sequences(finished) if finished.exists() else []
+    kept = kept[: len(kept) - len(kept) % params.batch_size]
+    _append(finished, kept, mode="w")  # without the torn batch that a kill may leave
+    with tqdm(total=len(prompts), initial=len(kept), desc="generating", unit="seq") as progress:
+        for start in range(len(kept), len(prompts), params.batch_size):
             batch = prompts[start : start + params.batch_size]
-            ids = torch.tensor([prompt for _, prompt in batch])
-            output = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                temperature=params.temperature,
-                top_p=params.top_p,
-                top_k=0,
-                max_length=params.length,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-            for (document, prompt), row in zip(batch, output.tolist(), strict=True):
-                written = _until_end(row[len(prompt) :], tokenizer.eos_token_id)
-                text = tokenizer.decode(prompt[1:] + written, skip_special_tokens=True)
-                yield TrainingSequence(document, len(prompt), prompt + written, text)
+            set_seed(params.seed + start)
+            written = list(_continue(model, tokenizer, batch, params))
+            _append(finished, written, mode="a")
+            kept += written
             progress.update(len(batch))
+    return kept
+
+
+def _continue(model, tokenizer, batch: list[tuple[str, list[int]]], params: DataParams) -> Iterator[TrainingSequence]:
+    ids = torch.tensor([prompt for _, prompt in batch])
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=True,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=0,
+        max_length=params.length,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    for (document, prompt), row in zip(batch, output.tolist(), strict=True):
+        written = _until_end(row[len(prompt) :], tokenizer.eos_token_id)
+        text = tokenizer.decode(prompt[1:] + written, skip_special_tokens=True)
+        yield TrainingSequence(document, len(prompt), prompt + written, text)
 
 
 def _prompts(tokenizer, documents: list[Document], params: DataParams) -> list[tuple[str, list[int]]]:
@@ -150,12 +164,23 @@ def statistics(sequences: list[TrainingSequence], eos: int) -> dict[str, float]:
     }
 
 
+def _fingerprint(params: DataParams, documents: list[Document]) -> str:
+    """Names the half-finished file of exactly these parameters and this text."""
+    identity = [params.model_dump(), text_provenance(params.text, documents)["sha256"]]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _append(path: Path, sequences: Iterable[TrainingSequence], mode: str) -> None:
+    with open(path, mode) as handle:
+        handle.writelines(json.dumps(asdict(sequence)) + "\n" for sequence in sequences)
+
+
 def read_sequences(path: Path) -> list[TrainingSequence]:
     """A data set as ``make_data`` wrote it."""
     if not path.exists():
         raise UserError(f"{path} does not exist; run `dvc repro` to make it")
-    with open(path) as handle:
-        return [TrainingSequence(**json.loads(line)) for line in handle]
+    with open(path) as handle:  # a line that a kill cut short has no newline
+        return [TrainingSequence(**json.loads(line)) for line in handle if line.endswith("\n")]
 
 
 def padded(rows: Iterable[list[int]], pad: int, length: int) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:

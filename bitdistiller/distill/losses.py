@@ -90,7 +90,7 @@ def jsd_tokens(student: Logits, teacher: Logits, beta: float) -> Float[Tensor, "
 @torch.no_grad()
 def cakld_tokens_and_grad(student: Logits, teacher: Logits, gamma: float) -> tuple[Float[Tensor, "*t"], Logits]:
     """CAKLD of every token and its gradient with respect to the student's logits, in closed form."""
-    log_q, log_p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    log_q, log_p = (logits.log_softmax(-1, dtype=torch.float32) for logits in (student, teacher))
     p, q = log_p.exp(), log_q.exp()
     difference = log_q.sub_(log_p)
     reverse = torch.einsum("...v,...v->...", q, difference)

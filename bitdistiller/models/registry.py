@@ -23,11 +23,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as hf_logging
 
 from bitdistiller.assets import pins
 from bitdistiller.errors import UserError
 from bitdistiller.models import micro
 from bitdistiller.models.gguf import SMOLLM2, SMOLLM2_ASSET, smollm2_folder
+
+hf_logging.disable_progress_bar()  # a bar for each of a hundred small files says nothing; ours stand where work is long
 
 _PAD_CANDIDATES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 _HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")

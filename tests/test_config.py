@@ -1,0 +1,111 @@
+"""Parameters, results and the command line: what fits is read back unchanged, what does not is one clear sentence."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from bitdistiller.cli import app
+from bitdistiller.config import load_params
+from bitdistiller.errors import UserError
+from bitdistiller.provenance import Stopwatch, environment
+from bitdistiller.results import RunScores, Score, TrainingRecord, read_items, write_items
+from tests import tiny
+
+
+@pytest.fixture
+def params(tiny_model, tiny_text):
+    return tiny.make_params(tiny_model, tiny_text)
+
+
+def write(folder, params):
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    return path
+
+
+def test_good_parameters_come_back(params, tmp_path):
+    assert load_params(write(tmp_path, params)).model_dump(mode="json") == json.loads(json.dumps(params))
+
+
+@pytest.mark.parametrize("edit, words", [
+    (lambda p: p["runs"]["student"].update(learning_rat=1), r"runs\.student\.learning_rat: Extra inputs"),
+    (lambda p: p["runs"]["student"].pop("seed"), r"runs\.student\.seed: Field required"),
+    (lambda p: p["runs"]["student"].update(steps=0), r"runs\.student\.steps: Input should be greater than 0"),
+    (lambda p: p["runs"]["student"].update(loss="mse"), r"runs\.student\.loss: Input should be 'cakld'"),
+    (lambda p: p["runs"]["student"].update(quantizer="int5"), r"names 'int5', which is not under quantizers"),
+    (lambda p: p["runs"]["student"].update(data="none"), r"names 'none', which is not under data"),
+    (lambda p: p["quantizers"]["int2"].update(bits=9), r"quantizers\.int2\.bits: .* or equal to 8"),
+    (lambda p: p["data"]["self"].update(top_p=1.5), r"data\.self\.top_p: Input should be less than or equal to 1"),
+    (lambda p: p["baselines"].update(student=p["baselines"]["full"]), "both a run and a baseline"),
+])  # fmt: skip
+def test_wrong_parameters_are_named_by_their_key(params, tmp_path, edit, words):
+    edit(params)
+    with pytest.raises(UserError, match=words):
+        load_params(write(tmp_path, params))
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"does not exist; run from a folder with params\.yaml"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("runs: [")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def score(task, metric, value):
+    return Score(task=task, metric=metric, value=value, standard_error=0.1, low=0, high=9, n=5, chance=None)
+
+
+def run_scores() -> RunScores:
+    return RunScores(
+        run="r", model="m", origin="o", bits=2, bits_per_weight=2.3, parameters=10, quantized_parameters=6,
+        scores=[score("heldout", "perplexity", 7.5), score("piqa", "acc", 0.6), score("piqa", "acc_norm", 0.7)],
+        parameters_used={}, data={}, environment=environment(), cost=Stopwatch().cost(),
+    )  # fmt: skip
+
+
+def test_results_come_back_and_foreign_files_are_refused(tmp_path):
+    record = run_scores()
+    record.write(tmp_path / "r" / "scores.json")
+    assert RunScores.read(tmp_path / "r" / "scores.json") == record
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["scores.json"]
+    with pytest.raises(UserError, match="is not a TrainingRecord"):
+        TrainingRecord.read(tmp_path / "r" / "scores.json")
+    with pytest.raises(UserError, match="does not exist; run `dvc repro`"):
+        RunScores.read(tmp_path / "none.json")
+
+
+def test_metrics_for_dvc_are_the_bare_values():
+    assert run_scores().metrics() == {"heldout": {"perplexity": 7.5}, "piqa": {"acc": 0.6, "acc_norm": 0.7}}
+
+
+def test_items_come_back(tmp_path):
+    rows = [("piqa", "7", "acc", 1.0, 1.0), ("heldout", "00ff", "nll", 123.456, 40.0)]
+    items = pd.DataFrame(rows, columns=["task", "item", "metric", "value", "weight"])
+    write_items(items, tmp_path / "items.csv")
+    pd.testing.assert_frame_equal(read_items(tmp_path / "items.csv"), items, check_dtype=False)
+
+
+def test_environment_and_cost_are_real():
+    found, cost = environment(), Stopwatch().cost()
+    assert found.cores >= 1 and found.versions["torch"][0].isdigit() and found.python.startswith("3.")
+    assert cost.seconds >= 0 and cost.peak_bytes > 10**7
+
+
+def test_every_command_has_help():
+    runner = CliRunner()
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert {"data", "train", "evaluate", "study", "report", "verdicts"} <= set(names)
+    for name in names:
+        shown = runner.invoke(app, [name, "--help"])
+        assert shown.exit_code == 0 and len(shown.output.splitlines()) > 5
+
+
+def test_help_needs_no_heavy_imports():
+    program = "import sys, bitdistiller.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
