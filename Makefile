@@ -38,6 +38,7 @@ help: ## list the targets
 
 reproduce: $(READY) ## run the pipeline of a scale and print its verdicts (SCALE=micro, laptop or paper)
 	.venv/bin/bitdistiller fetch
+	@cd $(FOLDER) && bitdistiller check
 	.venv/bin/dvc repro $(FOLDER)/dvc.yaml
 	@cd $(FOLDER) && bitdistiller verdicts
 

@@ -54,6 +54,14 @@ def fetch() -> None:
 
 
 @app.command()
+def check(params: ParamsPath = DEFAULT_PARAMS) -> None:
+    """Resolve every name in the parameter file before anything is computed."""
+    from bitdistiller.check import check as check_params
+
+    check_params(_load(params))
+
+
+@app.command()
 def data(name: Annotated[str, typer.Argument(help="Entry under `data`.")], params: ParamsPath = DEFAULT_PARAMS) -> None:
     """Make a distillation set: teacher-generated continuations and corpus text."""
     import torch

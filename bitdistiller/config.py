@@ -14,6 +14,8 @@ from bitdistiller.errors import UserError
 
 PARAMS_FILE = "params.yaml"
 PositiveInt = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+TextNames = Annotated[list[str], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -28,16 +30,24 @@ class DataParams(Section):
     """
 
     teacher: str
-    text: list[str]
+    text: TextNames
     generator: str | None
     sequences: int = Field(ge=0)
     corpus_sequences: int = Field(ge=0)
     length: PositiveInt
     prompt_length: PositiveInt
-    temperature: float = Field(gt=0)
+    temperature: float = Field(gt=0, allow_inf_nan=False)
     top_p: float = Field(gt=0, le=1)
     batch_size: PositiveInt
-    seed: int
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _room_to_write(self) -> "DataParams":
+        if self.prompt_length >= self.length:
+            raise ValueError(
+                f"prompt_length = {self.prompt_length} leaves nothing of length = {self.length} to generate"
+            )
+        return self
 
 
 class QuantizerParams(Section):
@@ -51,7 +61,7 @@ class QuantizerParams(Section):
     bits: int = Field(ge=1, le=8)
     group_size: PositiveInt
     clip: Literal["asymmetric", "none"]
-    text: list[str]
+    text: TextNames
     calibration_tokens: PositiveInt
     calibration_length: PositiveInt
 
@@ -65,13 +75,13 @@ class RunParams(Section):
     steps: PositiveInt
     batch_tokens: PositiveInt
     micro_batches: PositiveInt
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     checkpoint_every: PositiveInt
     validate_every: PositiveInt
     validation_sequences: PositiveInt
-    seed: int
+    seed: Seed
 
 
 class BaselineParams(Section):
@@ -79,13 +89,13 @@ class BaselineParams(Section):
 
     model: str
     weights: Literal["pretrained", "random"]
-    seed: int
+    seed: Seed
 
 
 class PerplexityParams(Section):
     """Held-out perplexity: test documents of ``text`` in windows of ``window`` tokens, ``max_tokens`` in all."""
 
-    text: list[str]
+    text: TextNames
     window: PositiveInt
     max_tokens: PositiveInt
 
@@ -101,16 +111,20 @@ class EvaluationParams(Section):
     perplexity: dict[str, PerplexityParams]
     tasks: dict[str, TaskParams]
     batch_tokens: PositiveInt
-    seed: int
+    seed: Seed
 
 
 class Params(Section):
-    """A whole ``params.yaml``. ``root`` and ``weights`` only tell DVC what stages depend on."""
+    """A whole ``params.yaml``.
+
+    ``root`` and ``weights`` only tell DVC what stages depend on; ``defaults`` is a place for YAML anchors.
+    """
 
     root: str
     weights: str
     scale: str
     threads: PositiveInt
+    defaults: dict = {}
     data: dict[str, DataParams]
     quantizers: dict[str, QuantizerParams]
     runs: dict[str, RunParams]

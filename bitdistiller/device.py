@@ -3,6 +3,11 @@
 import torch
 
 
+def device() -> torch.device:
+    """The first GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def has_bf16() -> bool:
     """Whether bf16 matrix products are native here, so that autocast is a gain."""
     if torch.cuda.is_available():

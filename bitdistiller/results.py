@@ -113,12 +113,17 @@ class CurvePoint(Record):
 
 
 class TrainingRecord(Record):
-    """How one student was trained and what it cost."""
+    """How one student was trained and what it cost.
+
+    ``tokens`` leaves padding out. ``resumed_at`` is the step of the checkpoint from which the last attempt went on;
+    above 0, ``cost`` covers the steps after it only.
+    """
 
     run: str
     teacher: str
     steps: int
     tokens: int
+    resumed_at: int = 0
     gamma: float
     final_loss: float
     curve: list[CurvePoint]

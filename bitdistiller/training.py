@@ -2,31 +2,34 @@
 
 The stock Trainer writes optimizer, scheduler and random state with ``torch.save``. Here tensors go into
 safetensors and everything else into JSON, so that loading a checkpoint can run no code, and a resumed run
-continues bit for bit. Every checkpoint carries the fingerprint of the run that wrote it; a checkpoint of other
-parameters is refused instead of silently continued.
+continues bit for bit. Checkpoints lie in a folder named by the fingerprint of the run, so that one with other
+parameters, other code or other libraries starts afresh instead of continuing what it did not begin.
 """
 
 import hashlib
 import json
 import random
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from bitdistiller.device import has_bf16
-from bitdistiller.errors import UserError
 
-_FINGERPRINT_FILE = "fingerprint.json"
-_COMPLETE_FILE = "trainer_state.json"  # the last file a checkpoint gets: without it the write was interrupted
+_MARKER = "complete.json"  # the last file a checkpoint gets, in one step: without it the write was interrupted
 
 
-def fingerprint(parameters: dict) -> str:
-    """Hash that names a run by everything that decides its weights."""
-    return hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def fingerprint(parameters: dict, *sources: Path) -> str:
+    """Name of a run by everything that decides its weights: parameters, libraries, and code in files and folders."""
+    code = [path for source in sources for path in ([source] if source.is_file() else sorted(source.glob("*.py")))]
+    identity = [parameters, torch.__version__, transformers.__version__, *(path.read_text() for path in code)]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def training_arguments(output_dir: Path, **options) -> TrainingArguments:
@@ -45,43 +48,41 @@ def training_arguments(output_dir: Path, **options) -> TrainingArguments:
 
 
 class SafeTrainer(Trainer):
-    """Trainer with safetensors + JSON checkpoints that belong to one named run.
+    """Trainer with safetensors + JSON checkpoints.
 
-    Args:
-        run_fingerprint: ``fingerprint`` of the run's parameters, stored in every checkpoint.
+    They lie in ``output_dir``, which belongs to one run: give it a name with the run's ``fingerprint``.
     """
 
-    def __init__(self, *args, run_fingerprint: str, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.run_fingerprint = run_fingerprint
+    def get_eval_dataloader(self, eval_dataset=None):
+        """All evaluation examples: ``dataloader_drop_last`` is meant for training."""
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
 
     def last_checkpoint(self) -> str | None:
-        """Newest complete checkpoint of this very run, or None.
-
-        Raises:
-            UserError: the newest checkpoint belongs to a run with other parameters.
-        """
+        """Newest checkpoint of this run, or None; one that a kill or a full disk damaged is skipped."""
         folder = Path(self.args.output_dir)
-        if not folder.is_dir():
-            return None
-        for checkpoint in folder.glob("checkpoint-*"):
-            if not (checkpoint / _COMPLETE_FILE).exists():
-                checkpoint.rename(checkpoint.with_name(f"interrupted-{checkpoint.name}"))
-        newest = get_last_checkpoint(str(folder))
-        if newest is None:
-            return None
-        found = json.loads((Path(newest) / _FINGERPRINT_FILE).read_text())["fingerprint"]
-        if found != self.run_fingerprint:
-            raise UserError(
-                f"{newest} was written by a run with other parameters ({found}, this run is {self.run_fingerprint}); "
-                f"delete {folder} to start over"
-            )
-        return newest
+        steps = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+        for _, checkpoint in sorted(steps.items(), reverse=True):
+            if not (checkpoint / _MARKER).exists():  # interrupted while it was written
+                shutil.rmtree(checkpoint)
+            elif problem := _damage(checkpoint):
+                print(f"{checkpoint} is skipped: {problem}", file=sys.stderr)
+            else:
+                return str(checkpoint)
+        return None
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / "marker.tmp").write_text("{}")
+        (folder / "marker.tmp").replace(folder / _MARKER)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
-        (folder / _FINGERPRINT_FILE).write_text(json.dumps({"fingerprint": self.run_fingerprint}))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         folder, state = Path(output_dir), self.optimizer.state_dict()
@@ -135,3 +136,16 @@ def _is_plain(value) -> bool:
     if isinstance(value, dict):
         return all(_is_plain(item) for item in value.values())
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What makes a checkpoint unreadable, if anything does."""
+    try:
+        for path in checkpoint.glob("*.json"):
+            json.loads(path.read_text())
+        for path in checkpoint.glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
+        return f"{path.name} cannot be read ({error})"
+    return None

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from bitdistiller.check import check
 from bitdistiller.cli import app
 from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
@@ -29,7 +31,9 @@ def write(folder, params):
 
 
 def test_good_parameters_come_back(params, tmp_path):
-    assert load_params(write(tmp_path, params)).model_dump(mode="json") == json.loads(json.dumps(params))
+    assert load_params(write(tmp_path, params)).model_dump(mode="json") == json.loads(
+        json.dumps(params | {"defaults": {}})
+    )
 
 
 @pytest.mark.parametrize("edit, words", [
@@ -47,6 +51,35 @@ def test_wrong_parameters_are_named_by_their_key(params, tmp_path, edit, words):
     edit(params)
     with pytest.raises(UserError, match=words):
         load_params(write(tmp_path, params))
+
+
+@pytest.mark.parametrize("edit, words", [
+    (lambda p: p["quantizers"]["int2"].update(format="int-asm"), "unknown format 'int-asm'"),
+    (lambda p: p["data"]["self"].update(text=["wikipedya"]), "unknown text 'wikipedya'"),
+    (lambda p: p["baselines"]["full"].update(model="no/such/model/here"), "there is no model"),
+    (lambda p: p["studies"].update(nothing={}), "there is no study 'nothing'"),
+    (lambda p: p["studies"].update(bit_scaling={"full": "full", "random": ["full"], "bits": {3: ["student"]}}), "bits"),
+])  # fmt: skip
+def test_names_that_lead_nowhere_are_found_before_anything_runs(params, tmp_path, edit, words):
+    params["root"] = str(Path(__file__).parent.parent)
+    check(load_params(write(tmp_path, params)))
+    edit(params)
+    with pytest.raises(UserError, match=words):
+        check(load_params(write(tmp_path, params)))
+
+
+def test_the_committed_parameters_pass_the_check(monkeypatch):
+    root = Path(__file__).parent.parent
+    for folder in (root, root / "profiles" / "laptop", root / "profiles" / "paper"):
+        monkeypatch.chdir(folder)
+        check(load_params())
+
+
+def test_no_entry_of_the_committed_parameters_is_the_pattern_of_another():
+    root = Path(__file__).parent.parent
+    for path in [root / "params.yaml", *root.glob("profiles/*/params.yaml")]:
+        lines = [line for line in path.read_text().splitlines() if "&" in line]
+        assert lines and all(line.strip() in ("quantizer: &quantizer", "run: &run") for line in lines)
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,12 +116,12 @@ def test_labels_and_gamma_ignore_padding(tiny_model, world):
     assert teacher.gamma == pytest.approx(sum(confidences) / len(confidences), rel=0.02)  # bf16 against fp32
 
 
-def test_clipping_leaves_queries_and_keys_alone(tiny_model, world):
+def test_clipping_leaves_queries_and_keys_alone(tiny_model, tiny_text, world):
     bounds = load_file(world / "clip" / "int2.safetensors")
     names = {key.rsplit(".", 1)[0] for key in bounds}
     assert len(names) == 10 and not any(n.endswith(("q_proj", "k_proj")) for n in names)
     clipped, original = load_model(str(tiny_model)).model, load_model(str(tiny_model)).model
-    apply_clipping(clipped, world / "clip" / "int2.safetensors", 20)
+    apply_clipping(clipped, world / "clip" / "int2.safetensors", tiny.params(tiny_model, tiny_text).quantizers["int2"])
     pairs = zip(clipped.model.layers, original.model.layers, strict=True)
     changed = [(not torch.equal(a.mlp.up_proj.weight, b.mlp.up_proj.weight),
                 not torch.equal(a.self_attn.q_proj.weight, b.self_attn.q_proj.weight)) for a, b in pairs]  # fmt: skip
@@ -131,7 +132,7 @@ def test_first_loss_is_cakld_of_the_clipped_student(tiny_model, tiny_text, world
     params = tiny.params(tiny_model, tiny_text)
     teacher = read_teacher(world / "teacher" / "self")
     student = prepare_student(params, params.runs["student"], world / "clip" / "int2.safetensors")
-    trainer = _trainer(params.runs["student"], params, student, teacher, tmp_path, "x")
+    trainer = _trainer(params.runs["student"], params, student, teacher, tmp_path)
     batch = [trainer.train_dataset[i] for i in range(3)]
     inputs = {key: torch.stack([example[key] for example in batch]) for key in batch[0]}
     real = inputs["labels"] != IGNORED
@@ -177,9 +178,9 @@ def test_killed_run_resumes_to_the_same_weights(tiny_model, tiny_text, world, tm
     (killed.parent / "params.yaml").write_text(yaml.safe_dump(tiny.make_params(tiny_model, tiny_text, **run)))
     command = [sys.executable, "-c", "from bitdistiller.cli import main; main()", "train", "student"]
     process = subprocess.Popen(command, cwd=killed.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    second = killed / "checkpoints" / "student" / "checkpoint-8" / "trainer_state.json"
+    second = "checkpoints/student/*/checkpoint-8/complete.json"
     deadline = time.monotonic() + 120
-    while not second.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not list(killed.glob(second)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -199,12 +200,33 @@ def test_checkpoints_hold_no_pickles(tiny_model, tiny_text, world, tmp_path, mon
     assert kinds == {".safetensors", ".json"}
 
 
-def test_checkpoint_of_other_parameters_is_refused(tiny_model, tiny_text, world, tmp_path, monkeypatch):
+def test_checkpoints_of_other_parameters_are_left_alone(tiny_model, tiny_text, world, tmp_path, monkeypatch):
     folder = fresh(world, tmp_path)
     monkeypatch.setattr("bitdistiller.distill.trainer.shutil.rmtree", lambda *a, **k: None)
     train("student", tiny.params(tiny_model, tiny_text), folder)
-    with pytest.raises(UserError, match="other parameters"):
-        train("student", tiny.params(tiny_model, tiny_text, learning_rate=2e-3), folder)
+    record = train("student", tiny.params(tiny_model, tiny_text, learning_rate=2e-3), folder)
+    assert record.resumed_at == 0 and len(list((folder / "checkpoints" / "student").iterdir())) == 2
+    assert train("student", tiny.params(tiny_model, tiny_text), folder).resumed_at == 6
+
+
+@pytest.mark.parametrize("damage", ["unmarked", "json", "tensors"])
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(
+    tiny_model, tiny_text, world, tmp_path, monkeypatch, damage
+):
+    folder = fresh(world, tmp_path)
+    remove = shutil.rmtree
+    monkeypatch.setattr("bitdistiller.distill.trainer.shutil.rmtree", lambda *a, **k: None)
+    train("student", tiny.params(tiny_model, tiny_text), folder)
+    expected = weights(folder)
+    monkeypatch.setattr("bitdistiller.distill.trainer.shutil.rmtree", remove)
+    (newest,) = folder.glob("checkpoints/student/*/checkpoint-6")
+    if damage == "unmarked":
+        (newest / "complete.json").unlink()
+    else:
+        path = newest / {"json": "trainer_state.json", "tensors": "optimizer.safetensors"}[damage]
+        path.write_bytes(path.read_bytes()[:20])
+    assert train("student", tiny.params(tiny_model, tiny_text), folder).resumed_at == 4
+    assert all(torch.equal(value, expected[key]) for key, value in weights(folder).items())
 
 
 @pytest.mark.parametrize("factor, words", [(math.nan, "not finite"), (1e3, "exploded")])
@@ -241,6 +263,30 @@ def test_teacher_with_another_vocabulary_is_refused(tiny_model, tiny_text, world
     (tmp_path / "teacher").symlink_to(world / "teacher")
     with pytest.raises(UserError, match="different vocabularies"):
         train("student", params, tmp_path)
+
+
+def test_a_step_larger_than_the_data_is_refused(tiny_model, tiny_text, world, tmp_path):
+    with pytest.raises(UserError, match="needs 32 sequences and data set self has 24"):
+        train("student", tiny.params(tiny_model, tiny_text, batch_tokens=1024), fresh(world, tmp_path))
+
+
+def test_bounds_of_another_quantizer_and_damaged_files_are_refused(tiny_model, tiny_text, world, tmp_path):
+    folder = fresh(world, tmp_path)
+    (folder / "clip").unlink()
+    bounds = folder / "clip" / "int2.safetensors"
+    other = tiny.params(tiny_model, tiny_text).quantizers["int2"].model_copy(update={"bits": 3})
+    search_model(other, bounds)
+    with pytest.raises(UserError, match="for another quantizer"):
+        train("student", tiny.params(tiny_model, tiny_text), folder)
+    bounds.write_bytes(bounds.read_bytes()[:30])
+    with pytest.raises(UserError, match="clipping bounds cannot be read"):
+        train("student", tiny.params(tiny_model, tiny_text), folder)
+
+
+def test_sequences_longer_than_the_context_are_refused(tiny_model, tiny_text, tmp_path):
+    section = tiny.params(tiny_model, tiny_text).data["self"].model_copy(update={"length": 200})
+    with pytest.raises(UserError, match="reads at most 128 tokens, not 200"):
+        make_data(section, tmp_path / "x.jsonl")
 
 
 def test_missing_inputs_are_named(tiny_model, tiny_text, tmp_path):

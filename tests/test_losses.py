@@ -105,6 +105,13 @@ def test_masked_tokens_count_for_nothing():
     assert masked_mean(torch.arange(6.0).view(2, 3), mask) == pytest.approx((0 + 2 + 5) / 3)
 
 
+def test_jsd_of_logits_that_underflow_is_finite():
+    student = torch.tensor([[0.0, 0.0, -150.0, 0.0]]).requires_grad_()
+    loss = jsd(student, torch.tensor([[0.0, 0.0, -150.0, 3.0]]))
+    loss.backward()
+    assert loss.isfinite() and student.grad.isfinite().all()
+
+
 def test_tsld_weights_tokens_by_the_teacher_s_loss():
     torch.manual_seed(0)
     student, teacher = torch.randn(1, 4, 5), torch.randn(1, 4, 5)

@@ -24,9 +24,9 @@ from bitdistiller.assets import sha256_file
 from bitdistiller.config import DataParams
 from bitdistiller.data.blocks import encode, packed_blocks
 from bitdistiller.data.text import Document, load_text, text_provenance
-from bitdistiller.device import has_bf16
+from bitdistiller.device import device, has_bf16
 from bitdistiller.errors import UserError
-from bitdistiller.models import load_model
+from bitdistiller.models import load_model, require_context
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def make_data(params: DataParams, path: Path) -> dict:
         UserError: too little train text for the prompts or corpus sequences, or no sequences asked for.
     """
     source = load_model(params.generator or params.teacher)
+    require_context(source, params.length)
     documents = load_text(params.text, "train")
     path.parent.mkdir(parents=True, exist_ok=True)
     finished = path.with_suffix(f".{_fingerprint(params, documents)}.partial")
@@ -77,7 +78,7 @@ def generate(model, tokenizer, documents: list[Document], params: DataParams, fi
     ends with the same sequences.
     """
     prompts = _prompts(tokenizer, documents, params)
-    model = model.to(torch.bfloat16) if has_bf16() else model
+    model = model.to(device(), torch.bfloat16 if has_bf16() else torch.float32)
     kept = read_sequences(finished) if finished.exists() else []
     kept = kept[: len(kept) - len(kept) % params.batch_size]
     _append(finished, kept, mode="w")  # without the torn batch that a kill may leave
@@ -93,7 +94,7 @@ def generate(model, tokenizer, documents: list[Document], params: DataParams, fi
 
 
 def _continue(model, tokenizer, batch: list[tuple[str, list[int]]], params: DataParams) -> Iterator[TrainingSequence]:
-    ids = torch.tensor([prompt for _, prompt in batch])
+    ids = torch.tensor([prompt for _, prompt in batch], device=device())
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -179,8 +180,12 @@ def read_sequences(path: Path) -> list[TrainingSequence]:
     """A data set as ``make_data`` wrote it."""
     if not path.exists():
         raise UserError(f"{path} does not exist; run `dvc repro` to make it")
-    with open(path) as handle:  # a line that a kill cut short has no newline
-        return [TrainingSequence(**json.loads(line)) for line in handle if line.endswith("\n")]
+    with open(path) as handle:
+        lines = [line for line in handle if line.endswith("\n")]  # one that a kill cut short has no end
+    try:
+        return [TrainingSequence(**json.loads(line)) for line in lines]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run `dvc repro`") from None
 
 
 def padded(rows: Iterable[list[int]], pad: int, length: int) -> tuple[Int[Tensor, "N L"], Bool[Tensor, "N L"]]:

@@ -114,16 +114,22 @@ def load_text(names: str | Sequence[str], split: Split) -> list[Document]:
     return [found[key] for key in sorted(found)]
 
 
+def known_text(name: str) -> None:
+    """Refuse a name that no text set or file has.
+
+    Raises:
+        UserError: there is no such text.
+    """
+    if name != "wikitext-2" and name not in TEXT_SETS and not Path(name).is_file():
+        raise UserError(f"unknown text {name!r}: use {', '.join(TEXT_SETS)}, wikitext-2 or the path of a text file")
+
+
 def _documents(name: str, split: Split) -> Iterator[Document]:
     if name == "wikitext-2":
         yield from _wikitext(split)
         return
-    if name in TEXT_SETS:
-        texts = TEXT_SETS[name].read()
-    elif Path(name).is_file():
-        texts = _read_file(Path(name))
-    else:
-        raise UserError(f"unknown text {name!r}: use {', '.join(TEXT_SETS)}, wikitext-2 or the path of a text file")
+    known_text(name)
+    texts = TEXT_SETS[name].read() if name in TEXT_SETS else _read_file(Path(name))
     for text in texts:
         if text.strip():
             document = Document(document_id(text.strip()), name, text.strip())

@@ -7,15 +7,17 @@ hurts, because errors there are amplified by the softmax over positions.
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from bitdistiller.config import QuantizerParams
 from bitdistiller.data.blocks import packed_blocks
 from bitdistiller.data.text import load_text
+from bitdistiller.device import device
 from bitdistiller.errors import UserError
-from bitdistiller.models import load_model
+from bitdistiller.models import load_model, require_context
 from bitdistiller.quant import clip_weights, make_format, quantizable, search_clip
 
 UNCLIPPED = ("q_proj", "k_proj")
@@ -29,15 +31,17 @@ def search_model(params: QuantizerParams, path: Path) -> dict:
     """
     fmt = make_format(params.format, bits=params.bits, group_size=params.group_size)
     loaded = load_model(params.model)
+    require_context(loaded, params.calibration_length)
+    loaded.model.to(device())
     bounds: dict[str, Tensor] = {}
     if params.clip == "asymmetric":
         layers = {n: layer for n, layer in quantizable(loaded.model).items() if not n.endswith(UNCLIPPED)}
         inputs = calibration_inputs(loaded.model, loaded.tokenizer, layers, params)
         for name, layer in tqdm(layers.items(), desc="clipping search", unit="layer"):
             low, high = search_clip(layer.weight, inputs[name], fmt)
-            bounds |= {f"{name}.low": low.contiguous(), f"{name}.high": high.contiguous()}
+            bounds |= {f"{name}.low": low.cpu().contiguous(), f"{name}.high": high.cpu().contiguous()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(bounds, path)
+    save_file(bounds, path, metadata={"quantizer": params.model_dump_json()})
     return {"layers": len(bounds) // 2, "groups": sum(b.numel() for b in bounds.values()) // 2}
 
 
@@ -62,7 +66,7 @@ def calibration_inputs(model, tokenizer, layers: dict[str, nn.Linear], params: Q
 
     handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
     try:
-        model.base_model(input_ids=blocks[picked], use_cache=False)
+        model.base_model(input_ids=blocks[picked].to(device()), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -70,12 +74,26 @@ def calibration_inputs(model, tokenizer, layers: dict[str, nn.Linear], params: Q
 
 
 @torch.no_grad()
-def apply_clipping(model: nn.Module, path: Path, group_size: int) -> None:
-    """Clamp the weights of ``model`` to the bounds in ``path``: where the student starts."""
-    bounds = load_file(path)
+def apply_clipping(model: nn.Module, path: Path, params: QuantizerParams) -> None:
+    """Clamp the weights of ``model`` to the bounds in ``path``: where the student starts.
+
+    Raises:
+        UserError: the file cannot be read, or was made for another quantizer or another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            made_for = QuantizerParams.model_validate_json(file.metadata()["quantizer"])
+            names = file.keys()
+            bounds = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: clipping bounds cannot be read ({error}); search them with `bitdistiller clip`"
+        ) from None
+    if made_for != params:
+        raise UserError(f"{path} holds bounds for another quantizer ({made_for}); search them with `bitdistiller clip`")
     layers = quantizable(model)
     for name in {key.rsplit(".", 1)[0] for key in bounds}:
         if name not in layers:
             raise UserError(f"{path} has bounds for {name}, a layer that the model does not have; search them anew")
         weight = layers[name].weight
-        weight.copy_(clip_weights(weight, bounds[f"{name}.low"], bounds[f"{name}.high"], group_size))
+        weight.copy_(clip_weights(weight, bounds[f"{name}.low"], bounds[f"{name}.high"], params.group_size))

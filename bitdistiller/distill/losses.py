@@ -18,6 +18,8 @@ The first three are one family, whose gradient with respect to the student's log
 which is what makes the training step lean (``bitdistiller.distill.chunked``).
 """
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -82,7 +84,9 @@ def jsd_tokens(student: Logits, teacher: Logits, beta: float) -> Float[Tensor, "
     """Generalised JSD of every token."""
     _check(student, teacher, beta, "beta")
     log_q, log_p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
-    middle = (beta * log_p.exp() + (1 - beta) * log_q.exp()).log()
+    if beta in (0, 1):
+        return torch.zeros(log_p.shape[:-1], device=log_p.device)
+    middle = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))  # both may underflow where it does not
     to_middle = [F.kl_div(middle, side, log_target=True, reduction="none").sum(-1) for side in (log_p, log_q)]
     return beta * to_middle[0] + (1 - beta) * to_middle[1]
 

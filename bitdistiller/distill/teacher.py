@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,10 +21,10 @@ from tqdm import tqdm
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import DataParams
 from bitdistiller.data.generate import padded, read_sequences
-from bitdistiller.device import has_bf16
+from bitdistiller.device import device, has_bf16
 from bitdistiller.distill.chunked import CHUNK
 from bitdistiller.errors import UserError
-from bitdistiller.models import load_model
+from bitdistiller.models import load_model, require_context
 
 IGNORED = -100  # label of a position that has nothing to predict
 
@@ -74,11 +74,13 @@ class DistillationDataset(Dataset):
 def cache_teacher(params: DataParams, data: Path, folder: Path) -> dict:
     """Run the teacher over a data set and write its states to ``folder``; returns gamma and what was written."""
     teacher = load_model(params.teacher)
+    require_context(teacher, params.length)
+    teacher.model.to(device())
     rows = [sequence.input_ids for sequence in read_sequences(data)]
     ids, mask = padded(rows, teacher.tokenizer.pad_token_id, params.length)
     dtype = torch.bfloat16 if has_bf16() else torch.float32
     states = last_hidden_states(teacher.model, ids, mask, dtype)
-    head = teacher.model.get_output_embeddings().weight.detach().to(dtype)
+    head = teacher.model.get_output_embeddings().weight.detach().to("cpu", dtype)
     labels = next_tokens(ids, mask)
     gamma = mean_confidence(states, head, labels)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,9 +97,13 @@ def read_teacher(folder: Path) -> TeacherStates:
     """What ``cache_teacher`` wrote."""
     if not (folder / "vocabulary.json").exists():
         raise UserError(f"{folder} holds no complete teacher cache; run `dvc repro` to make it")
-    record = json.loads((folder / "teacher.json").read_text())
-    with safe_open(folder / "data.safetensors", framework="pt") as file:
-        ids, mask, head = (file.get_tensor(name) for name in ("input_ids", "mask", "head"))
+    try:
+        record = json.loads((folder / "teacher.json").read_text())
+        with safe_open(folder / "data.safetensors", framework="pt") as file:
+            ids, mask, head = (file.get_tensor(name) for name in ("input_ids", "mask", "head"))
+        safe_open(folder / "states.safetensors", framework="pt")
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{folder} is damaged ({error}); delete it and run `dvc repro`") from None
     return TeacherStates(
         ids, next_tokens(ids, mask), mask, folder / "states.safetensors", head, record["gamma"], record["teacher"],
         json.loads((folder / "vocabulary.json").read_text()),
@@ -111,9 +117,10 @@ def last_hidden_states(model, ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]
     parts = []
     for start in tqdm(range(0, len(ids), rows), desc="teacher", unit="batch"):
         part = slice(start, start + rows)
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=has_bf16()):
-            output = model.base_model(input_ids=ids[part], attention_mask=mask[part], use_cache=False)
-        parts.append(output.last_hidden_state.to(dtype))
+        inputs = {"input_ids": ids[part].to(model.device), "attention_mask": mask[part].to(model.device)}
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16()):
+            output = model.base_model(**inputs, use_cache=False)
+        parts.append(output.last_hidden_state.to("cpu", dtype))
     return torch.cat(parts)
 
 

@@ -36,9 +36,10 @@ class DistillationTrainer(SafeTrainer):
 
     def __init__(self, *args, teacher_head: torch.Tensor, gamma: float, **kwargs):
         super().__init__(*args, **kwargs)
-        self.teacher_head, self.gamma = teacher_head, gamma
+        if self.args.world_size * max(1, self.args.n_gpu) > 1:
+            raise UserError("a run uses one device: start it in one process, with CUDA_VISIBLE_DEVICES naming one GPU")
+        self.teacher_head, self.gamma = teacher_head.to(self.args.device), gamma
         self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
-        self.first_loss: float | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "teacher_states" not in inputs:
@@ -56,7 +57,7 @@ class DistillationTrainer(SafeTrainer):
         return total / num_items_in_batch
 
     def _refuse_divergence(self, loss: float) -> None:
-        first = self.first_loss = loss if self.first_loss is None else self.first_loss
+        first = next((entry["loss"] for entry in self.state.log_history if "loss" in entry), loss)
         if math.isfinite(loss) and loss <= EXPLOSION * max(first, 1.0):
             return
         step = self.state.global_step + 1
@@ -89,10 +90,14 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
         "data": params.data[run.data].model_dump(),
         "clip": sha256_file(bounds),
         "teacher": sha256_file(teacher.states),
+        "teacher_data": sha256_file(teacher.states.with_name("data.safetensors")),
+        "threads": params.threads,
     }
     work = artifacts / "checkpoints" / name
-    trainer = _trainer(run, params, student, teacher, work, fingerprint(identity))
+    code = [Path(__file__).parent, Path(__file__).parent.parent / "quant", Path(__file__).parent.parent / "training.py"]
+    trainer = _trainer(run, params, student, teacher, work / fingerprint(identity, *code))
     resume = trainer.last_checkpoint()
+    resumed_at = int(Path(resume).name.rpartition("-")[2]) if resume else 0
     if resume:
         print(f"{name}: resuming from {resume}")
     trainer.train(resume_from_checkpoint=resume)
@@ -103,7 +108,8 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
         run=name,
         teacher=teacher.teacher,
         steps=trainer.state.global_step,
-        tokens=run.batch_tokens * trainer.state.global_step,
+        tokens=trainer.state.num_input_tokens_seen,
+        resumed_at=resumed_at,
         gamma=teacher.gamma,
         curve=_curve(trainer.state.log_history),
         final_loss=_final_loss(trainer.state.log_history),
@@ -119,7 +125,7 @@ def prepare_student(params: Params, run: RunParams, bounds: Path) -> LoadedModel
     """The run's model with clipped weights and fake-quantized layers: the student before its first step."""
     quantizer = params.quantizers[run.quantizer]
     student = load_model(quantizer.model)
-    apply_clipping(student.model, bounds, quantizer.group_size)
+    apply_clipping(student.model, bounds, quantizer)
     quantize_model(student.model, make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size))
     return student
 
@@ -131,17 +137,19 @@ def check_vocabulary(student: LoadedModel, teacher: TeacherStates) -> None:
         UserError: the vocabularies differ; the distributions would be compared across unrelated tokens.
     """
     own = student.tokenizer.get_vocab()
-    if own == teacher.vocabulary:
+    rows = student.model.get_output_embeddings().weight.shape[0]
+    if own == teacher.vocabulary and rows == len(teacher.head):
         return
     differing = sum(teacher.vocabulary.get(token) != index for token, index in own.items())
     raise UserError(
         f"teacher {teacher.teacher} and student {student.name} have different vocabularies ({differing:,} of "
-        f"{len(own):,} tokens have another id); choose a teacher with the student's tokenizer"
+        f"{len(own):,} tokens have another id; output heads of {rows:,} and {len(teacher.head):,} rows); "
+        "choose a teacher with the student's tokenizer"
     )
 
 
 def _trainer(
-    run: RunParams, params: Params, student: LoadedModel, teacher: TeacherStates, work: Path, identity: str
+    run: RunParams, params: Params, student: LoadedModel, teacher: TeacherStates, work: Path
 ) -> DistillationTrainer:
     length = teacher.input_ids.shape[1]
     rows, left = divmod(run.batch_tokens, length * run.micro_batches)
@@ -150,8 +158,12 @@ def _trainer(
             f"batch_tokens = {run.batch_tokens} is not a multiple of sequence length {length} x micro_batches "
             f"{run.micro_batches}; change one of them in params.yaml"
         )
-    quantizer = params.quantizers[run.quantizer]
-    held_out = packed_blocks(student.tokenizer, load_text(quantizer.text, "validation"), length)
+    if rows * run.micro_batches > len(teacher.input_ids):
+        raise UserError(
+            f"a step of {run.batch_tokens} tokens needs {rows * run.micro_batches} sequences and data set {run.data} "
+            f"has {len(teacher.input_ids)}; lower batch_tokens or make more sequences"
+        )
+    held_out = packed_blocks(student.tokenizer, load_text(params.data[run.data].text, "validation"), length)
     set_seed(run.seed)
     arguments = training_arguments(
         work,
@@ -174,6 +186,7 @@ def _trainer(
         logging_steps=1,
         logging_nan_inf_filter=False,
         prediction_loss_only=True,
+        include_num_input_tokens_seen="non_padding",
         seed=run.seed,
     )
     student.model.config.use_cache = False
@@ -184,7 +197,6 @@ def _trainer(
         eval_dataset=BlockDataset(held_out[: run.validation_sequences]),
         teacher_head=teacher.head,
         gamma={"cakld": teacher.gamma, "forward_kl": 0.0, "reverse_kl": 1.0}[run.loss],
-        run_fingerprint=identity,
     )
 
 

@@ -33,14 +33,17 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
         quantized_parameters=quantized,
         scores=scores,
         parameters_used={**used, "evaluation": params.evaluation.model_dump()},
-        data={
-            key: text_provenance(section.text, held_out_text(section.text))
-            for key, section in params.evaluation.perplexity.items()
-        },
+        data={key: _scored_text(key, section.text, items) for key, section in params.evaluation.perplexity.items()},
         environment=environment(),
         cost=watch.cost(),
     )
     return record, items
+
+
+def _scored_text(task: str, names: list[str], items: pd.DataFrame) -> dict:
+    """Provenance of the documents that were scored (a text of one document has its windows as items)."""
+    scored, documents = set(items.loc[items["task"] == task, "item"]), held_out_text(names)
+    return text_provenance(names, [d for d in documents if d.id in scored] or documents)
 
 
 def _scored_model(name: str, params: Params, artifacts: Path) -> tuple[LoadedModel, str, float, float, int, dict]:

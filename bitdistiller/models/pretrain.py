@@ -19,7 +19,7 @@ from bitdistiller.config import Section
 from bitdistiller.data.blocks import BlockDataset, packed_blocks
 from bitdistiller.data.text import load_text, text_provenance
 from bitdistiller.errors import UserError
-from bitdistiller.models.micro import MICRO_MODELS, train_tokenizer
+from bitdistiller.models.micro import MICRO_MODELS, VOCABULARY, train_tokenizer
 from bitdistiller.training import SafeTrainer, fingerprint, training_arguments
 
 
@@ -65,6 +65,8 @@ def load_pretrain_params(path: Path) -> PretrainFile:
         return PretrainFile.model_validate(yaml.safe_load(path.read_text()))
     except FileNotFoundError:
         raise UserError(f"{path.absolute()} does not exist; run from the folder pretrain/") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{path}, key {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
@@ -90,6 +92,11 @@ def pretrain(name: str, file: PretrainFile, artifacts: Path) -> dict:
     if name not in MICRO_MODELS or name not in file.models:
         raise UserError(f"unknown micro model {name!r}: choose one of {', '.join(file.models)}")
     params, own, work_dir = file.training, file.models[name], artifacts / "checkpoints" / name
+    identity = fingerprint(
+        {"model": name, **file.model_dump()},
+        Path(__file__),
+        artifacts / "tokenizers" / file.models[name].tokenizer / "tokenizer.json",
+    )
     out_dir = artifacts / "models" / name
     torch.set_num_threads(params.threads)
     set_seed(params.seed)
@@ -97,7 +104,7 @@ def pretrain(name: str, file: PretrainFile, artifacts: Path) -> dict:
     documents = {split: load_text(file.text, split) for split in ("train", "validation", "test")}
     blocks = {split: packed_blocks(tokenizer, docs, params.block_length) for split, docs in documents.items()}
     model = LlamaForCausalLM(MICRO_MODELS[name].config())
-    trainer = _trainer(name, params, own, model, blocks, work_dir)
+    trainer = _trainer(name, params, own, model, blocks, work_dir / identity)
     trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
 
     model.to(torch.float16).save_pretrained(out_dir)
@@ -152,7 +159,6 @@ def _trainer(name: str, params: PretrainParams, own: ModelParams, model, blocks,
         train_dataset=BlockDataset(blocks["train"]),
         eval_dataset=BlockDataset(blocks["validation"]),
         callbacks=[EarlyStoppingCallback(own.patience, own.least_gain)],
-        run_fingerprint=fingerprint({"model": name, **params.model_dump(), **own.model_dump()}),
     )
 
 
@@ -167,14 +173,14 @@ tags: [bitdistiller, research]
 # {name}
 
 A Llama-architecture language model of {metrics["parameters"]:,} parameters ({shape.layers} layers, width {shape.hidden},
-vocabulary 4,096, {shape.tokenizer} tokenizer over bytes), pretrained by bitdistiller so that claims about low-bit
+vocabulary {VOCABULARY:,}, {shape.tokenizer} tokenizer over bytes), pretrained by bitdistiller so that claims about low-bit
 training can be exercised on two CPU cores. It is a research instrument and writes no useful text.
 
 | | |
 |---|---|
 | data | {", ".join(metrics["text"]["origins"])}; train split, {metrics["text"]["documents"]:,} documents, SHA-256 of ids `{metrics["text"]["sha256"][:16]}` |
 | training tokens | {metrics["train_tokens"]:,} distinct, {metrics["tokens_seen"]:,} seen ({metrics["epochs"]} epochs; best at step {metrics["best_step"]}) |
-| stopped when | {own.patience} evaluations in a row (two an epoch), at a falling learning rate, had not lowered the validation loss by {own.least_gain} nats |
+| stopped when | {own.patience} evaluations in a row ({params.evaluations_per_epoch} an epoch), at a falling learning rate, had not lowered the validation loss by {own.least_gain} nats |
 | perplexity, validation | {metrics["validation_perplexity"]:.2f} (per token, windows of {params.block_length}) |
 | perplexity, test | {metrics["test_perplexity"]:.2f} |
 | weights | fp16 safetensors |

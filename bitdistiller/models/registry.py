@@ -91,6 +91,19 @@ def load_model(name: str) -> LoadedModel:
     return LoadedModel(name, model.eval(), _tokenizer(name, source, model.config), source.origin)
 
 
+def require_context(loaded: LoadedModel, length: int) -> None:
+    """Refuse sequences that are longer than the model's context.
+
+    Raises:
+        UserError: ``length`` tokens do not fit.
+    """
+    context = getattr(loaded.model.config, "max_position_embeddings", None)
+    if context is not None and length > context:
+        raise UserError(
+            f"{loaded.name} reads at most {context} tokens, not {length}; shorten the sequences in params.yaml"
+        )
+
+
 def model_origin(name: str) -> str:
     """The sentence that ``load_model(name).origin`` would say, without loading the weights."""
     return _find(name).origin

@@ -1,0 +1,30 @@
+"""What can be known to be wrong before anything is computed, so that no typo waits behind hours of training."""
+
+from pathlib import Path
+
+from bitdistiller.analysis.study import load_study, study_params
+from bitdistiller.config import Params
+from bitdistiller.data.text import known_text
+from bitdistiller.models import model_origin
+from bitdistiller.quant import make_format
+
+
+def check(params: Params) -> None:
+    """Resolve every name in the parameters: models, texts, formats, studies and the runs these need.
+
+    Tasks that are not among the local benchmarks are left to lm-eval, which takes long to list its own.
+
+    Raises:
+        UserError: the first name that leads nowhere.
+    """
+    for quantizer in params.quantizers.values():
+        make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size)
+    sections = [*params.data.values(), *params.quantizers.values(), *params.evaluation.perplexity.values()]
+    for name in {name for section in sections for name in section.text}:
+        known_text(name)
+    models = {entry.model for entry in (*params.quantizers.values(), *params.baselines.values())}
+    models |= {name for data in params.data.values() for name in (data.teacher, data.generator) if name}
+    for name in models:
+        model_origin(name)
+    for name in params.studies:
+        study_params(load_study(name, Path(params.root) / "studies"), params)
