@@ -55,11 +55,11 @@ class SafeTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         """All evaluation examples: ``dataloader_drop_last`` is meant for training."""
-        self.args.dataloader_drop_last = False
+        for_training, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = True
+            self.args.dataloader_drop_last = for_training
 
     def last_checkpoint(self) -> str | None:
         """Newest checkpoint of this run, or None; one that a kill or a full disk damaged is skipped."""
