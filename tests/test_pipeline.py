@@ -1,7 +1,7 @@
 """The real pipeline through the real command line: `dvc repro` on a tiny world, reruns, and what stages depend on."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 def pipeline_params(model: Path, text: Path) -> dict:
     """A tiny world with one run at 3, 2 and 1 bits, and the study of them."""
     params = tiny.make_params(model, text, steps=3, validate_every=3)
-    params |= {"root": os.path.relpath(ROOT, text.parent), "weights": "bitdistiller/assets.yaml"}
+    params |= {"root": ".", "weights": "bitdistiller/assets.yaml"}
     quantizer, run = params["quantizers"].pop("int2"), params["runs"].pop("student")
     for bits in (3, 2, 1):
         params["quantizers"][f"int{bits}"] = {**quantizer, "bits": bits}
@@ -40,11 +40,17 @@ def pipeline_params(model: Path, text: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_model):
-    """A folder in which the repository's own dvc.yaml has run once."""
+    """A folder in which the repository's own dvc.yaml has run once.
+
+    It has a copy of the code that stages depend on: a .dvcignore speaks for its own folder only, and bytecode that
+    Python caches beside the original while this test runs would count as a change.
+    """
     folder = tmp_path_factory.mktemp("pipeline")
     text = tiny.make_text(folder / "text.txt")
-    (folder / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
-    (folder / ".dvcignore").write_text((ROOT / ".dvcignore").read_text())
+    for name in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("bitdistiller", "studies", "reports/templates", "reports/published"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("weights", "__pycache__"))
     params = pipeline_params(tiny_model, text)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     dvc(folder, "init", "--no-scm", "--quiet")

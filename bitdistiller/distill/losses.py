@@ -94,14 +94,16 @@ def jsd_tokens(student: Logits, teacher: Logits, beta: float) -> Float[Tensor, "
 @torch.no_grad()
 def cakld_tokens_and_grad(student: Logits, teacher: Logits, gamma: float) -> tuple[Float[Tensor, "*t"], Logits]:
     """CAKLD of every token and its gradient with respect to the student's logits, in closed form."""
-    log_q, log_p = (logits.log_softmax(-1, dtype=torch.float32) for logits in (student, teacher))
-    p, q = log_p.exp(), log_q.exp()
-    difference = log_q.sub_(log_p)
-    reverse = torch.einsum("...v,...v->...", q, difference)
-    forward = -torch.einsum("...v,...v->...", p, difference)
-    # gamma * q * (difference - reverse) + (1 - gamma) * (q - p), reusing the buffers
-    grad = difference.sub_(reverse.unsqueeze(-1)).mul_(gamma).add_(1 - gamma).mul_(q).sub_(p, alpha=1 - gamma)
-    return gamma * reverse + (1 - gamma) * forward, grad
+    q, p = (logits.softmax(-1, dtype=torch.float32) for logits in (student, teacher))
+    difference = student.to(torch.float32, copy=True).sub_(teacher)
+    # log q - log p is the difference of the logits and, for each token, of the logarithms of the partition functions
+    log_z = [logits.amax(-1).float() - side.amax(-1).log() for logits, side in ((student, q), (teacher, p))]
+    constant = log_z[1] - log_z[0]
+    under_q, under_p = (torch.einsum("...v,...v->...", side, difference) for side in (q, p))
+    losses = gamma * (under_q + constant) - (1 - gamma) * (under_p + constant)
+    # gamma * q * (difference - under_q) + (1 - gamma) * (q - p), reusing the buffers
+    factor = torch.add((1 - gamma) - gamma * under_q.unsqueeze(-1), difference, alpha=gamma, out=difference)
+    return losses, factor.mul_(q).sub_(p, alpha=1 - gamma)
 
 
 def masked_mean(values: Float[Tensor, "*t"], mask: Bool[Tensor, "*t"] | None) -> Float[Tensor, ""]:

@@ -22,11 +22,11 @@ from bitdistiller.assets import sha256_file
 from bitdistiller.config import DataParams
 from bitdistiller.data.generate import padded, read_sequences
 from bitdistiller.device import device, has_bf16
-from bitdistiller.distill.chunked import CHUNK
 from bitdistiller.errors import UserError
 from bitdistiller.models import load_model, require_context
 
 IGNORED = -100  # label of a position that has nothing to predict
+_CHUNK = 512  # tokens whose logits are held at a time
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def mean_confidence(states: Float[Tensor, "N L H"], head: Float[Tensor, "V H"], 
     """Gamma: the teacher's mean probability of the label over positions that have one (BitDistiller, section 3.3)."""
     real = labels != IGNORED
     total = 0.0
-    for chunk, label in zip(states[real].split(CHUNK), labels[real].split(CHUNK), strict=True):
+    for chunk, label in zip(states[real].split(_CHUNK), labels[real].split(_CHUNK), strict=True):
         probability = (chunk @ head.T).float().softmax(-1)
         total += probability.gather(-1, label.unsqueeze(-1)).sum().item()
     return total / int(real.sum())

@@ -11,13 +11,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import Params, RunParams
 from bitdistiller.data.blocks import BlockDataset, packed_blocks
 from bitdistiller.data.text import load_text
-from bitdistiller.device import has_bf16
+from bitdistiller.device import device, has_bf16
 from bitdistiller.distill.chunked import chunked_cakld
 from bitdistiller.distill.clipping import apply_clipping
 from bitdistiller.distill.teacher import IGNORED, DistillationDataset, TeacherStates, read_teacher
@@ -29,6 +29,7 @@ from bitdistiller.results import CurvePoint, TrainingRecord
 from bitdistiller.training import SafeTrainer, fingerprint, training_arguments
 
 EXPLOSION = 10  # times the first loss
+EAGER_LENGTH = 512  # tokens
 
 
 class DistillationTrainer(SafeTrainer):
@@ -130,6 +131,16 @@ def prepare_student(params: Params, run: RunParams, bounds: Path) -> LoadedModel
     return student
 
 
+def choose_attention(model: PreTrainedModel, length: int) -> None:
+    """Set whichever attention trains faster: on a CPU the fused one's backward pass loses on short sequences.
+
+    Measured on SmolLM2-135M at 8 x 256 tokens, where a step takes a tenth less time with the plain one; its memory
+    grows with the square of the length.
+    """
+    if device().type == "cpu" and length <= EAGER_LENGTH:
+        model.set_attn_implementation("eager")
+
+
 def check_vocabulary(student: LoadedModel, teacher: TeacherStates) -> None:
     """Refuse a teacher whose token ids mean other strings than the student's.
 
@@ -190,6 +201,7 @@ def _trainer(
         seed=run.seed,
     )
     student.model.config.use_cache = False
+    choose_attention(student.model, length)
     return DistillationTrainer(
         model=student.model,
         args=arguments,

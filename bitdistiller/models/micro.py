@@ -1,7 +1,7 @@
-"""The micro family: Llama-architecture models of 1 and 3 million parameters, pretrained by this project.
+"""The micro family: Llama-architecture models of 1, 3 and 5 million parameters, pretrained by this project.
 
 They exist so that every claim can be exercised end to end on two CPU cores in minutes. All are ordinary
-``LlamaForCausalLM`` checkpoints; nothing downstream knows that they are small. Two share one byte-level BPE
+``LlamaForCausalLM`` checkpoints; nothing downstream knows that they are small. Three share one byte-level BPE
 tokenizer; ``micro-3m-alt`` is the same network as ``micro-3m`` behind another tokenizer of the same size, so that
 a teacher's vocabulary can be mismatched while every shape still fits.
 """
@@ -50,6 +50,7 @@ class MicroModel:
 MICRO_MODELS = {
     "micro-1m": MicroModel(hidden=128, layers=3, intermediate=352, heads=4),
     "micro-3m": MicroModel(hidden=192, layers=4, intermediate=512, heads=6),
+    "micro-6m": MicroModel(hidden=256, layers=5, intermediate=768, heads=4),
     "micro-3m-alt": MicroModel(hidden=192, layers=4, intermediate=512, heads=6, tokenizer="unigram"),
 }
 

@@ -93,9 +93,10 @@ def pretrain(name: str, file: PretrainFile, artifacts: Path) -> dict:
         raise UserError(f"unknown micro model {name!r}: choose one of {', '.join(file.models)}")
     params, own, work_dir = file.training, file.models[name], artifacts / "checkpoints" / name
     identity = fingerprint(
-        {"model": name, **file.model_dump()},
+        {"text": file.text, "training": params.model_dump(), name: own.model_dump()},
         Path(__file__),
-        artifacts / "tokenizers" / file.models[name].tokenizer / "tokenizer.json",
+        Path(__file__).with_name("micro.py"),
+        artifacts / "tokenizers" / own.tokenizer / "tokenizer.json",
     )
     out_dir = artifacts / "models" / name
     torch.set_num_threads(params.threads)
