@@ -1,7 +1,7 @@
 r"""Binary: every weight is one of two values, and none of them is zero.
 
-* ``binary``: :math:`s \cdot \mathrm{sign}(w)` with :math:`s = \mathrm{mean} |w|`, the scale of least squared error for these levels;
-* ``binary-shifted``: :math:`m + s \cdot \mathrm{sign}(w - m)` with m the mean of the group and :math:`s = \mathrm{mean} |w - m|`.
+* ``binary``: :math:`s \cdot \mathrm{sign}(w)` with :math:`s = \mathrm{mean} |w|`, which leaves the least squared error;
+* ``binary-shifted``: :math:`m + s \cdot \mathrm{sign}(w - m)` with m the mean of the group, s that of :math:`|w - m|`.
 
 The sign of zero is plus: a code has to be one of two. INT-Asym at 1 bit, by contrast, has zero as one of its levels.
 """
@@ -18,7 +18,7 @@ class Binary(Format):
     """Sign times mean magnitude, 1 bit (XNOR-Net, arXiv 1603.05279, section 3.1; LLM-QAT's and FBI-LLM's 1 bit)."""
 
     name = "binary"
-    source = "XNOR-Net, arXiv 1603.05279, section 3.1; FBI-LLM, arXiv 2407.07093, section 3"
+    source = "XNOR-Net, arXiv 1603.05279, section 3.1; FBI-LLM, arXiv 2407.07093"
     supported_bits = range(1, 2)
     promises = frozenset({"idempotent", "nearest", "scale-equivariant", "monotone"})
 
@@ -34,10 +34,10 @@ class Binary(Format):
 
 @dataclass(frozen=True)
 class BinaryShifted(Format):
-    """Mean plus or minus the mean deviation, 1 bit (FBI-LLM, arXiv 2407.07093, equations 2 to 5)."""
+    """Mean plus or minus the mean deviation, 1 bit (FBI-LLM, arXiv 2407.07093)."""
 
     name = "binary-shifted"
-    source = "FBI-LLM, arXiv 2407.07093, section 3"
+    source = "FBI-LLM, arXiv 2407.07093"
     supported_bits = range(1, 2)
     stored = ("scale", "shift")
     promises = frozenset({"nearest", "scale-equivariant", "monotone"})

@@ -4,8 +4,8 @@ With :math:`q_{max} = 2^{b-1} - 1` and scale :math:`s = \max |w| / q_{max}`,
 
     code = clamp(round(w / s), -q_max, q_max) + q_max,      value = s * (code - q_max).
 
-The code :math:`-2^{b-1}`, which two's complement would allow, is left out, so that the levels are symmetric: 3 at 2 bits,
-15 at 4. Ties go to the even level, on both sides alike.
+The code :math:`-2^{b-1}`, which two's complement would allow, is left out, so that the levels are symmetric: 3 at 2
+bits, 15 at 4. Ties go to the even level, on both sides alike.
 """
 
 from dataclasses import dataclass

@@ -6,9 +6,9 @@ For a format whose values are :math:`\hat w = s \cdot u(c)`, a multiple of the s
           \frac{\partial \hat w}{\partial w} = [\text{inside}],
 
 where a weight is inside when it lies between the outermost levels. The scale's gradient is multiplied by
-:math:`1 / \sqrt{n\, q}` for groups of n weights and q the greatest multiple, so that scales move about as fast as weights
-(LSQ, arXiv 1902.08153, equations 3 to 5 and section 2.2). Zero points stay where the initial fit put them. The forward
-pass reads the scale snapped to fp16, what a packed checkpoint will hold.
+:math:`1 / \sqrt{n\, q}` for groups of n weights and q the greatest multiple, so that scales move about as fast as
+weights (LSQ, arXiv 1902.08153, section 2). Zero points stay where the initial fit put them. The forward pass reads the
+scale snapped to fp16, what a packed checkpoint will hold.
 """
 
 import torch

@@ -1,7 +1,7 @@
 r"""Codes as dense bytes, losslessly: what a packed checkpoint stores.
 
 Each row of codes becomes a row of bytes. Formats of b bits write b bits a code, least significant first, one code after
-the other without gaps; three-level formats put five codes in a byte as digits of a number to base 3 (:math:`3^5 = 243`).
+the other without gaps; ternary formats put five codes in a byte as digits of a number to base 3 (:math:`3^5 = 243`).
 """
 
 import numpy as np
@@ -26,9 +26,12 @@ def pack(codes: UInt8[Tensor, "O I"], fmt: Format) -> UInt8[Tensor, "O P"]:
     array = codes.cpu().numpy()
     if _base_three(fmt):
         padded = np.pad(array, ((0, 0), (0, -array.shape[1] % 5)))
-        return torch.from_numpy((padded.reshape(len(array), -1, 5) * _TRITS).sum(-1, dtype=np.uint8))
+        fives = padded.reshape(len(array), padded.shape[1] // 5, 5)
+        return torch.from_numpy((fives * _TRITS).sum(-1, dtype=np.uint8))
     bits = np.unpackbits(array[..., None], axis=-1, bitorder="little", count=fmt.bits)
-    return torch.from_numpy(np.packbits(bits.reshape(len(array), -1), axis=-1, bitorder="little"))
+    return torch.from_numpy(
+        np.packbits(bits.reshape(len(array), codes.shape[1] * fmt.bits), axis=-1, bitorder="little")
+    )
 
 
 def unpack(packed: UInt8[Tensor, "O P"], fmt: Format, columns: int) -> UInt8[Tensor, "O I"]:
@@ -43,7 +46,7 @@ def unpack(packed: UInt8[Tensor, "O P"], fmt: Format, columns: int) -> UInt8[Ten
     array = packed.cpu().numpy()
     if _base_three(fmt):
         digits = array[..., None] // _TRITS % 3
-        return torch.from_numpy(digits.reshape(len(array), -1)[:, :columns].copy())
+        return torch.from_numpy(digits.reshape(len(array), 5 * wanted)[:, :columns].copy())
     bits = np.unpackbits(array, axis=-1, bitorder="little", count=columns * fmt.bits)
     codes = np.packbits(bits.reshape(len(array), columns, fmt.bits), axis=-1, bitorder="little")
     return torch.from_numpy(codes[..., 0].copy())

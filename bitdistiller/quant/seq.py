@@ -4,7 +4,7 @@ With L levels and :math:`\alpha = \max |w|` (which ParetoQ then learns; see ``bi
 
     value = alpha * (2 * code - (L - 1)) / L,      code = the nearest of 0 ... L - 1.
 
-At 2 bits (L = 4) the levels are :math:`\pm \alpha / 4` and :math:`\pm 3 \alpha / 4`: zero is not among them, and both signs get two.
+At 2 bits (L = 4) the levels are :math:`\pm \alpha / 4` and :math:`\pm 3 \alpha / 4`: two for each sign, none is zero.
 The ternary grid (L = 3) is :math:`-2 \alpha / 3,\, 0,\, 2 \alpha / 3`.
 """
 
@@ -34,19 +34,19 @@ class _Stretched(RangeFormat):
 
 @dataclass(frozen=True)
 class Seq(_Stretched):
-    """Stretched elastic quantization with four levels (ParetoQ, arXiv 2502.02631, section 4.2)."""
+    """Stretched elastic quantization with four levels (ParetoQ, arXiv 2502.02631)."""
 
     name = "seq"
-    source = "ParetoQ, arXiv 2502.02631, section 4.2"
+    source = "ParetoQ, arXiv 2502.02631"
     promises = frozenset({"nearest", "half-step", "scale-equivariant", "monotone"})
 
 
 @dataclass(frozen=True)
 class SeqTernary(_Stretched):
-    """Stretched elastic quantization with three levels (ParetoQ, arXiv 2502.02631, section 4.2)."""
+    """Stretched elastic quantization with three levels (ParetoQ, arXiv 2502.02631)."""
 
     name = "seq-ternary"
-    source = "ParetoQ, arXiv 2502.02631, section 4.2"
+    source = "ParetoQ, arXiv 2502.02631"
     promises = frozenset({"nearest", "half-step", "sign-equivariant", "scale-equivariant", "monotone", "zero-is-level"})
 
     @property

@@ -1,11 +1,11 @@
 r"""Ternary: levels -s, 0, s. Two rules for the scale and for who becomes zero.
 
 * ``ternary``: :math:`s = \mathrm{mean} |w|`, and a weight is rounded to the nearest level (BitNet b1.58);
-* ``ternary-threshold``: weights below :math:`\Delta = 0.7\, \mathrm{mean} |w|` become zero and s is the mean magnitude of the
+* ``ternary-threshold``: weights below :math:`0.7\, \mathrm{mean} |w|` become zero and s is the mean magnitude of the
   others, close to the least squared error for normal weights (Ternary Weight Networks).
 
-Both papers take one scale a matrix; here it is one a group, as in every format of this library. Five codes share a byte,
-since :math:`3^5 = 243`: 1.6 bits a weight.
+Both papers take one scale a matrix; here it is one a group, as in every format of this library. Five codes share a
+byte, since :math:`3^5 = 243`: 1.6 bits a weight.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitdistiller.quant.format import Format, Scales, nonzero, to_half
 
-THRESHOLD = 0.7  # of the mean magnitude (Ternary Weight Networks, arXiv 1605.04711, section 2.3)
+THRESHOLD = 0.7  # of the mean magnitude (Ternary Weight Networks, arXiv 1605.04711)
 
 
 class _ThreeLevels(Format):
@@ -49,10 +49,10 @@ class Ternary(_ThreeLevels):
 
 @dataclass(frozen=True)
 class TernaryThreshold(_ThreeLevels):
-    """Ternary weights by a threshold (Ternary Weight Networks, arXiv 1605.04711, equations 5 and 6)."""
+    """Ternary weights by a threshold (Ternary Weight Networks, arXiv 1605.04711)."""
 
     name = "ternary-threshold"
-    source = "Ternary Weight Networks, arXiv 1605.04711, equations 5 and 6"
+    source = "Ternary Weight Networks, arXiv 1605.04711"
     promises = frozenset({"idempotent", "sign-equivariant", "scale-equivariant", "monotone", "zero-is-level"})
 
     def fit_groups(self, groups: Tensor) -> Scales:

@@ -18,8 +18,15 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis.errors import NoSuchExample
 from torch import Tensor
 
-from bitdistiller.quant import Format, fake_quantize
-from bitdistiller.testing.invariants import CONTRACT, EXTRAS, PROMISES, gradient_passes_through
+from bitdistiller.quant import fake_quantize
+from bitdistiller.testing.invariants import (
+    CONTRACT,
+    EXTRAS,
+    PROMISES,
+    FakeQuantize,
+    WeightFormat,
+    gradient_passes_through,
+)
 from bitdistiller.testing.strategies import weights
 
 _TELLING_GROUP = 4  # smaller groups keep promises that the format does not: one weight is always its own extreme
@@ -31,11 +38,12 @@ class FormatInvariants:
 
     Attributes:
         formats: the formats to check.
-        fake_quantize: the differentiable function that training uses, called as ``fake_quantize(w, fmt)``; None to skip it.
+        fake_quantize: the differentiable function that training uses, called as ``fake_quantize(w, fmt)``; None if
+            there is none.
     """
 
-    formats: ClassVar[Sequence[Format]] = ()
-    fake_quantize: ClassVar[Callable[[Tensor, Format], Tensor] | None] = staticmethod(fake_quantize)
+    formats: ClassVar[Sequence[WeightFormat]] = ()
+    fake_quantize: ClassVar[FakeQuantize | None] = staticmethod(fake_quantize)
 
     def pytest_generate_tests(self, metafunc) -> None:
         """One test for each format and invariant."""
@@ -46,7 +54,7 @@ class FormatInvariants:
         run()
 
 
-def check_format(fmt: Format, fake: Callable[[Tensor, Format], Tensor] | None = fake_quantize) -> None:
+def check_format(fmt: WeightFormat, fake: FakeQuantize | None = fake_quantize) -> None:
     """Run every invariant on ``fmt``.
 
     Raises:
@@ -56,7 +64,7 @@ def check_format(fmt: Format, fake: Callable[[Tensor, Format], Tensor] | None = 
         run()
 
 
-def invariants_of(fmt: Format, fake: Callable | None) -> Iterator[tuple[str, Callable[[], None]]]:
+def invariants_of(fmt: WeightFormat, fake: FakeQuantize | None) -> Iterator[tuple[str, Callable[[], None]]]:
     """Names of the invariants of a format and functions that look for a violation."""
     unknown = set(fmt.promises) - set(PROMISES)
     if unknown:
@@ -73,7 +81,7 @@ def invariants_of(fmt: Format, fake: Callable | None) -> Iterator[tuple[str, Cal
             yield f"not-{name}", _looking_for_counterexample(fmt, name, check)
 
 
-def _looking_for_violation(fmt: Format, name: str, check) -> Callable[[], None]:
+def _looking_for_violation(fmt: WeightFormat, name: str, check) -> Callable[[], None]:
     @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(weights())
     def run(w):
@@ -81,11 +89,13 @@ def _looking_for_violation(fmt: Format, name: str, check) -> Callable[[], None]:
             check(fmt, w)
         except AssertionError as error:
             raise AssertionError(f"{_label(fmt)} breaks {name}: {error}") from None
+        except Exception as error:  # a format of somebody else may fail in any way
+            raise AssertionError(f"{_label(fmt)} breaks {name}: it raised {type(error).__name__}: {error}") from error
 
     return run
 
 
-def _looking_for_counterexample(fmt: Format, name: str, check) -> Callable[[], None]:
+def _looking_for_counterexample(fmt: WeightFormat, name: str, check) -> Callable[[], None]:
     def breaks(w: Tensor) -> bool:
         try:
             check(fmt, w)
@@ -105,8 +115,8 @@ def _looking_for_counterexample(fmt: Format, name: str, check) -> Callable[[], N
     return run
 
 
-def _label(fmt: Format) -> str:
+def _label(fmt: WeightFormat) -> str:
     return f"{getattr(fmt, 'name', type(fmt).__name__)}-{fmt.bits}bit-g{fmt.group_size}"
 
 
-__all__ = ["CONTRACT", "PROMISES", "FormatInvariants", "check_format", "weights"]
+__all__ = ["CONTRACT", "PROMISES", "FormatInvariants", "WeightFormat", "check_format", "weights"]

@@ -1,36 +1,52 @@
 """What a weight format must do, and what it may promise beyond that: one function each.
 
 A check takes a format and a float32 weight matrix and raises ``AssertionError`` with a sentence. ``CONTRACT`` holds for
-every format. ``PROMISES`` are kept by those that name them in ``promises``; that a format does *not* name one is tested as
-well, by looking for weights that break it.
+every format. ``PROMISES`` are kept by those that name them in ``promises``; that a format does *not* name one is tested
+as well, by looking for weights that break it.
 
-A format is any object with ``bits``, ``group_size``, ``promises``, ``quantize(w)`` and ``levels(q)``, whose ``quantize`` gives
-an object with ``codes`` and ``dequantize()``: a subclass of ``bitdistiller.quant.Format`` or your own.
+A format is any object with ``bits``, ``group_size``, ``promises``, ``quantize(w)`` and ``levels(q)``; ``quantize``
+gives an object with ``codes`` and ``dequantize()``: a subclass of ``bitdistiller.quant.Format`` or your own.
 """
 
 from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from bitdistiller.quant import Format
 from bitdistiller.quant.pack import pack, packed_columns, unpack
 from bitdistiller.testing.strategies import DTYPES
 
-Check = Callable[[Format, Tensor], None]
+
+@runtime_checkable
+class WeightFormat(Protocol):
+    """What the checks need of a format."""
+
+    bits: int
+    group_size: int
+    promises: frozenset[str]
+
+    def quantize(self, w: Tensor) -> Any:
+        """An object with ``codes`` (O, I), of an integer dtype, and ``dequantize()``, the (O, I) values."""
+
+    def levels(self, q: Any) -> Tensor:
+        """(O, G, L): every value that a code of a group can stand for, ascending."""
 
 
-def values(fmt: Format, w: Tensor) -> Tensor:
+Check = Callable[[WeightFormat, Tensor], None]
+
+
+def values(fmt: WeightFormat, w: Tensor) -> Tensor:
     """The low-bit values of ``w``."""
     return fmt.quantize(w).dequantize()
 
 
-def group_slices(fmt: Format, w: Tensor) -> list[slice]:
+def group_slices(fmt: WeightFormat, w: Tensor) -> list[slice]:
     """Columns of each group, the ragged last one included."""
     return [slice(start, start + fmt.group_size) for start in range(0, w.shape[1], fmt.group_size)]
 
 
-def codebook(fmt: Format, w: Tensor) -> Tensor:
+def codebook(fmt: WeightFormat, w: Tensor) -> Tensor:
     """(O, I, L): for each weight, the levels of its group."""
     return fmt.levels(fmt.quantize(w)).repeat_interleave(fmt.group_size, dim=1)[:, : w.shape[1]]
 
@@ -38,7 +54,7 @@ def codebook(fmt: Format, w: Tensor) -> Tensor:
 # The contract.
 
 
-def codes_in_range(fmt: Format, w: Tensor) -> None:
+def codes_in_range(fmt: WeightFormat, w: Tensor) -> None:
     """Codes are whole numbers from 0 to the level count less one, one for each weight."""
     q = fmt.quantize(w)
     count = fmt.levels(q).shape[-1]
@@ -48,15 +64,16 @@ def codes_in_range(fmt: Format, w: Tensor) -> None:
     assert low >= 0 and high < count, f"codes from {low} to {high} with {count} levels"
 
 
-def values_in_codebook(fmt: Format, w: Tensor) -> None:
+def values_in_codebook(fmt: WeightFormat, w: Tensor) -> None:
     """Every low-bit value is the level of its group that its code names."""
+    codes_in_range(fmt, w)
     q = fmt.quantize(w)
     named = codebook(fmt, w).gather(-1, q.codes.long().unsqueeze(-1)).squeeze(-1)
     wrong = named != q.dequantize().float()
     assert not wrong.any(), f"{int(wrong.sum())} values are not the level that their code names"
 
 
-def level_count(fmt: Format, w: Tensor) -> None:
+def level_count(fmt: WeightFormat, w: Tensor) -> None:
     """The codebook has at most 2^bits levels for each group, in ascending order."""
     book = fmt.levels(fmt.quantize(w))
     groups = len(group_slices(fmt, w))
@@ -65,12 +82,12 @@ def level_count(fmt: Format, w: Tensor) -> None:
     assert (book.diff(dim=-1) >= 0).all(), "levels are not in ascending order"
 
 
-def finite(fmt: Format, w: Tensor) -> None:
+def finite(fmt: WeightFormat, w: Tensor) -> None:
     """Finite weights give finite values."""
     assert values(fmt, w).isfinite().all(), "finite weights became NaN or Inf"
 
 
-def dtype_and_shape_kept(fmt: Format, w: Tensor) -> None:
+def dtype_and_shape_kept(fmt: WeightFormat, w: Tensor) -> None:
     """Values have the dtype and shape of the weights, in every floating-point dtype."""
     for dtype in DTYPES:
         limit = torch.finfo(dtype).max
@@ -81,19 +98,19 @@ def dtype_and_shape_kept(fmt: Format, w: Tensor) -> None:
         )
 
 
-def groups_do_not_leak(fmt: Format, w: Tensor) -> None:
+def groups_do_not_leak(fmt: WeightFormat, w: Tensor) -> None:
     """Each group quantized alone gives what it gives in its matrix."""
     alone = torch.cat([torch.cat([values(fmt, row[None, part]) for part in group_slices(fmt, w)], 1) for row in w])
     assert torch.equal(alone, values(fmt, w)), "a group quantized alone differs from the same group in a matrix"
 
 
-def rows_permute(fmt: Format, w: Tensor) -> None:
+def rows_permute(fmt: WeightFormat, w: Tensor) -> None:
     """Rows in another order give the same values in that order."""
     order = torch.arange(len(w)).flip(0)
     assert torch.equal(values(fmt, w[order]), values(fmt, w)[order]), "the order of rows matters"
 
 
-def groups_permute(fmt: Format, w: Tensor) -> None:
+def groups_permute(fmt: WeightFormat, w: Tensor) -> None:
     """Full groups in another order give the same values in that order."""
     full = [torch.arange(s.start, s.stop) for s in group_slices(fmt, w) if s.stop <= w.shape[1]]
     if full:
@@ -102,19 +119,19 @@ def groups_permute(fmt: Format, w: Tensor) -> None:
         assert torch.equal(values(fmt, part[:, order]), values(fmt, part)[:, order]), "the order of groups matters"
 
 
-def deterministic(fmt: Format, w: Tensor) -> None:
+def deterministic(fmt: WeightFormat, w: Tensor) -> None:
     """The same weights give the same values, and are not changed."""
     before = w.clone()
     assert torch.equal(values(fmt, w), values(fmt, w)), "two calls gave different values"
     assert torch.equal(w, before), "quantize changed its argument"
 
 
-def fake_equals_real(fmt: Format, w: Tensor) -> None:
+def fake_equals_real(fmt: WeightFormat, w: Tensor) -> None:
     """What training reads (``round``) is ``dequantize(quantize(w))``, bit for bit."""
     assert torch.equal(fmt.round(w), values(fmt, w)), "round(w) differs from quantize(w).dequantize()"
 
 
-def packing_is_lossless(fmt: Format, w: Tensor) -> None:
+def packing_is_lossless(fmt: WeightFormat, w: Tensor) -> None:
     """Codes survive packing into dense bytes of ``code_bits`` each."""
     codes = fmt.quantize(w).codes
     packed = pack(codes, fmt)
@@ -143,13 +160,13 @@ EXTRAS: dict[str, tuple[str, Check]] = {
 # Promises.
 
 
-def idempotent(fmt: Format, w: Tensor) -> None:
+def idempotent(fmt: WeightFormat, w: Tensor) -> None:
     """Quantizing low-bit values changes nothing."""
     once = values(fmt, w)
     assert torch.equal(values(fmt, once), once), "quantizing twice differs from quantizing once"
 
 
-def nearest(fmt: Format, w: Tensor) -> None:
+def nearest(fmt: WeightFormat, w: Tensor) -> None:
     """No other level of the group is closer to the weight, up to rounding."""
     book, w = codebook(fmt, w).double(), w.double()
     slack = 1e-6 * book.abs().amax(-1)
@@ -158,7 +175,7 @@ def nearest(fmt: Format, w: Tensor) -> None:
     assert (error <= best * (1 + 1e-6) + slack).all(), "a weight was not given its nearest level"
 
 
-def half_step(fmt: Format, w: Tensor) -> None:
+def half_step(fmt: WeightFormat, w: Tensor) -> None:
     """The error is at most half the widest step, plus what fp16 scales lose at the ends of the range.
 
     Groups whose range fp16 scales cannot express (below 0.01 or above 60,000) are not judged.
@@ -173,12 +190,12 @@ def half_step(fmt: Format, w: Tensor) -> None:
         assert (error[:, part].amax(1) <= allowed)[judged].all(), "a weight is off by more than half a step"
 
 
-def sign_equivariant(fmt: Format, w: Tensor) -> None:
+def sign_equivariant(fmt: WeightFormat, w: Tensor) -> None:
     """Negated weights give negated values, ties included."""
     assert torch.equal(values(fmt, -w), -values(fmt, w)), "negated weights do not give negated values"
 
 
-def scale_equivariant(fmt: Format, w: Tensor) -> None:
+def scale_equivariant(fmt: WeightFormat, w: Tensor) -> None:
     """Weights times a power of two give values times that power, where fp16 scales are normal numbers."""
     for part in group_slices(fmt, w):
         group = w[:, part]
@@ -189,7 +206,7 @@ def scale_equivariant(fmt: Format, w: Tensor) -> None:
         )
 
 
-def monotone(fmt: Format, w: Tensor) -> None:
+def monotone(fmt: WeightFormat, w: Tensor) -> None:
     """Within a group, a greater weight never gets a smaller value."""
     found = values(fmt, w)
     for part in group_slices(fmt, w):
@@ -197,7 +214,7 @@ def monotone(fmt: Format, w: Tensor) -> None:
         assert (found[:, part].gather(1, order).diff(dim=1) >= 0).all(), "a greater weight got a smaller value"
 
 
-def zero_is_level(fmt: Format, w: Tensor) -> None:
+def zero_is_level(fmt: WeightFormat, w: Tensor) -> None:
     """A weight of zero stays zero."""
     w = w.clone()
     w[:, ::3] = 0
@@ -215,7 +232,10 @@ PROMISES: dict[str, Check] = {
 }
 
 
-def gradient_passes_through(fake_quantize: Callable[[Tensor, Format], Tensor], fmt: Format, w: Tensor) -> None:
+FakeQuantize = Callable[[Tensor, WeightFormat], Tensor]
+
+
+def gradient_passes_through(fake_quantize: FakeQuantize, fmt: WeightFormat, w: Tensor) -> None:
     """A fake quantizer gives every latent weight its gradient unchanged, those at the outermost levels included."""
     w = w.clone().requires_grad_()
     upstream = torch.arange(1.0, w.numel() + 1).view_as(w)
