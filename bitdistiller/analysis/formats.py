@@ -2,9 +2,9 @@ r"""What each format does to weights, before any training: error, zeros, entropy
 
 Three sources: normal and Laplace weights, and the Linear layers of a real model. With clipping, each group gets the
 shrunken range with the least squared weight error (``search_clip`` on white activations, whose Gram matrix is the
-identity); formats that have no range to shrink have no such row. Entropy is that of the codes within a group, in bits a
-weight, averaged over groups: the same code means another value in a group with another zero point. These are facts about rounding. Whether they are why a
-student fails is for the studies to say.
+identity); formats that have no range to shrink have no such row. Entropy is that of the codes within a group, in bits
+a weight, averaged over groups: the same code means another value in a group with another zero point. These are facts
+about rounding. Whether they are why a student fails is for the studies to say.
 """
 
 import math
