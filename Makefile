@@ -57,7 +57,7 @@ benchmark: $(READY) ## time and memory of a distillation step and of the clippin
 test: $(READY) ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY) ## run every test, with ten times the examples for each property
+test-all: $(READY) ## run every test, with 1,000 examples for each property
 	$(PYTEST) --hypothesis-profile=deep
 
 lint: $(READY) ## check style and formatting

@@ -130,6 +130,15 @@ def test_quantize_model_leaves_the_head_and_bake_gives_the_same_outputs(tiny_mod
     assert torch.equal(fmt.round(weight), weight)
 
 
+def test_groups_longer_than_a_row_are_refused(tiny_model):
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    with pytest.raises(UserError, match=r"q_proj has rows of 32 weights, fewer than group_size = 64; .* at most 32"):
+        quantize_model(model, make_format("int-asym", bits=2, group_size=64))
+    assert type(model.model.layers[0].mlp.down_proj) is torch.nn.Linear  # nothing was changed
+
+
 def test_a_model_without_linear_layers_is_refused():
     with pytest.raises(UserError, match="nothing to quantize"):
         quantize_model(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1)), make_format("int-asym", bits=2, group_size=4))

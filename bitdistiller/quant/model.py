@@ -37,8 +37,18 @@ def quantizable(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def quantize_model(model: nn.Module, fmt: Format) -> int:
-    """Fake-quantize every Linear of ``model`` except its head, in place; returns how many weights that are."""
+    """Fake-quantize every Linear of ``model`` except its head, in place; returns how many weights that are.
+
+    Raises:
+        UserError: nothing to quantize, or rows shorter than a group.
+    """
     layers = quantizable(model)
+    for name, layer in layers.items():
+        if layer.in_features < fmt.group_size:
+            raise UserError(
+                f"{name} has rows of {layer.in_features} weights, fewer than group_size = {fmt.group_size}; "
+                f"choose a group size of at most {layer.in_features}"
+            )
     for layer in layers.values():
         layer.__class__ = FakeQuantLinear
         layer.format = fmt
