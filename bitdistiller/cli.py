@@ -194,13 +194,18 @@ def verdicts(params: ParamsPath = DEFAULT_PARAMS) -> None:
 @app.command()
 def formats(
     group_size: Annotated[int, typer.Option(min=1, help="Weights a group.")] = 128,
-    bits: Annotated[list[int] | None, typer.Option(help="Bit width to show; give it again for another.")] = None,
+    bits: Annotated[
+        list[int] | None, typer.Option(help="Bit width to show; give it again for another.", show_default="1 2 3 4")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="Model whose layers are a source; `none` for synthetic weights.")
     ] = "smollm2-135m",
     out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
 ) -> None:
-    """Show what each format does to weights before training: error, zeros, entropy of the codes, bits a weight."""
+    """Show what each format does to weights before training: error, zeros, entropy of the codes, bits a weight.
+
+    Rows that are clipped have each group's range shrunk for the least weight error.
+    """
     import pandas as pd
     from tqdm import tqdm
 

@@ -1,6 +1,7 @@
 """Packed checkpoints: what is loaded computes what was trained, in each container, or nothing is written at all."""
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -155,6 +156,7 @@ def test_the_size_of_a_folder_counts_quantized_layers_alone(wide, tmp_path):
     fmt = make_format("int-asym", bits=2, group_size=32)
     export_native(model, tokenizer, fmt, tmp_path / "out")
     size = checkpoint_size(tmp_path / "out", model, fmt)
+    assert size.passed and not dataclasses.replace(size, bits_per_weight=1.031 * size.expected).passed
     assert size.expected == 2 + 18 / 32 and size.bits_per_weight == pytest.approx(size.expected, rel=0.01)
     assert size.folder_bytes == sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
 
@@ -213,6 +215,7 @@ def test_the_command_line_exports_a_run(trained, tmp_path, monkeypatch):
     ]:
         done = CliRunner().invoke(app, ["export", *arguments])
         assert isinstance(done.exception, UserError) and words in str(done.exception)
+    assert load_file(tmp_path / where / WEIGHTS)["model.norm.weight"].dtype == torch.bfloat16  # the first, not the last
 
 
 def test_a_student_that_was_not_trained(trained, tmp_path):
@@ -230,8 +233,67 @@ def test_verification_notices_other_weights(trained, tmp_path, monkeypatch):
         export_native(changed, *arguments)
 
     monkeypatch.setitem(run_module.CONTAINERS, "native", spoiled)
-    with pytest.raises(UserError, match=r"does not compute what the student computes: .*rounding explains 0"):
+    with pytest.raises(UserError, match=r"does not compute what the student computes.*: .*rounding explains 0"):
         export_run("student", params, artifacts, "native", tmp_path / "out", verify_with=sys.executable)
+    assert not any(tmp_path.iterdir())
+
+
+def _differs(patch):
+    wrong = verify_module.Comparison("float32", 1.0, 2.0, 0.0, bit_equal=False)
+    patch.setattr(run_module, "verify", lambda *arguments: [wrong])
+
+
+def _is_large(patch):
+    patch.setattr(verify_module.Size, "passed", property(lambda size: False))
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize(
+    "python, spoil, words",
+    [
+        (sys.executable, _differs, "does not compute what the student computes and was not kept"),
+        (sys.executable, _is_large, "larger than its format says and was not kept"),
+        ("nowhere/python", None, "cannot be started"),
+        ("missing", None, "No module named 'transformers'"),
+        ("broken", None, "could not be loaded by .*broken: it said nothing"),
+    ],
+)
+def test_what_fails_verification_is_not_kept_and_what_was_there_is(
+    python, spoil, words, earlier, trained, tmp_path, monkeypatch
+):
+    params, artifacts = trained
+    for name, says in [("missing", "missing: No module named 'transformers'"), ("broken", "")]:
+        (tmp_path / name).write_text(f'#!/bin/sh\nprintf "%s" "{says}" >&2\nexit 1\n')
+        (tmp_path / name).chmod(0o755)
+    if earlier:
+        export_run("student", params, artifacts, "native", tmp_path / "out", "bfloat16")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    if spoil:
+        spoil(monkeypatch)
+    python = python if "/" in python else str(tmp_path / python)
+    with pytest.raises(UserError, match=words) as caught:
+        export_run("student", params, artifacts, "native", tmp_path / "out", verify_with=python)
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "missing", *["out"] * earlier]
+
+
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_rounding_to_16_bits_does_not_hide_other_weights(spoiled, wide, tmp_path, monkeypatch):
+    model, tokenizer = wide
+    fmt, dtype = make_format("int-asym", bits=4, group_size=32), torch.bfloat16
+    export_native(model, tokenizer, fmt, tmp_path / "out", dtype)
+    packed = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if spoiled:  # by one step of bf16
+        layer = packed.model.layers[1].mlp.down_proj.weight.data
+        layer[0] *= 1 + 2**-7
+    ids = fixed_ids(model)
+    found = {"logits": logits(packed, ids).float()}
+    found["logits_fp32"] = logits(torch.nn.Module.float(packed), ids)
+    monkeypatch.setattr(verify_module, "_loaded_logits", lambda *arguments: (found, "another torch"))
+    exact, rounded = verify("native", tmp_path / "out", copy.deepcopy(model), fmt, dtype)
+    assert rounded.passed and rounded.bit_equal != spoiled
+    assert exact.passed == exact.bit_equal == (not spoiled)
 
 
 def test_verification_without_the_software_says_what_to_install(wide, tmp_path):
@@ -387,10 +449,53 @@ def test_exports_are_replaced_and_nothing_else_is(loaded, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
     (tmp_path / "file").write_text("text")
-    for taken in ("mine", "file"):
-        with pytest.raises(UserError, match="holds no exported checkpoint"):
-            export_native(loaded.model, loaded.tokenizer, fmt, tmp_path / taken)
+    for marker in ("", "{}", "[1]"):
+        (tmp_path / "mine" / "bitdistiller.json").write_text(marker)
+        for taken in ("mine", "file"):
+            with pytest.raises(UserError, match="holds no exported checkpoint"):
+                export_native(loaded.model, loaded.tokenizer, fmt, tmp_path / taken)
     assert (tmp_path / "mine" / "config.json").read_text() == "{}"
+
+
+def test_quantized_models_of_others_are_not_replaced(wide, tmp_path):
+    model, tokenizer = wide
+    downloaded = {"config.json": '{"quantization_config": {"quant_method": "gptq"}}', WEIGHTS: "weights"}
+    for name, text in downloaded.items():
+        (tmp_path / name).write_text(text)
+    fmt = make_format("int-asym", bits=2, group_size=32)
+    for export in (export_native, export_gptq):
+        with pytest.raises(UserError, match=r"bitdistiller\.json is missing"):
+            export(model, tokenizer, fmt, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == downloaded
+
+
+@pytest.mark.parametrize("container", run_module.CONTAINERS)
+def test_every_container_says_what_it_is_and_replaces_itself(container, wide, tmp_path):
+    if container == "compressed-tensors":
+        pytest.importorskip("compressed_tensors")
+    model, tokenizer = wide
+    for bits in (2, 4):
+        fmt = make_format("int-asym", bits=bits, group_size=32)
+        run_module.CONTAINERS[container](model, tokenizer, fmt, tmp_path / "out", torch.float16)
+        marker = json.loads((tmp_path / "out" / "bitdistiller.json").read_text())
+        assert set(marker.pop("versions")) == {"bitdistiller", "torch", "transformers"}
+        assert marker == {"container": container, "format": "int-asym", "bits": bits, "group_size": 32}
+
+
+def test_the_working_directory_is_not_replaced_and_links_are_followed(loaded, tmp_path, monkeypatch):
+    fmt = make_format("int-asym", bits=2, group_size=32)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", "../here", "/"):
+        with pytest.raises(UserError, match="working directory or holds it and cannot be replaced") as caught:
+            export_native(loaded.model, loaded.tokenizer, fmt, Path(out))
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        export_native(loaded.model, loaded.tokenizer, fmt, Path("../link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / WEIGHTS).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "link", "real"]
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

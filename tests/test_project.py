@@ -231,7 +231,7 @@ def test_constraints_fit_any_machine():
 
 
 def test_every_import_is_declared():
-    """A room may import what the extra of its own name declares; everything else must be there after a plain install."""
+    """A room may import what the extra of its own name declares; the rest has to be there after a plain install."""
     distributions = metadata.packages_distributions()
     missing = {}
     for path in (ROOT / "bitdistiller").rglob("*.py"):

@@ -30,13 +30,22 @@ def test_forward_is_the_same_under_every_estimator(estimator, w, case):
 
 
 def test_factors_at_inside_and_outside_the_outermost_levels():
-    # seq at 2 bits: alpha = 1, outermost levels at -0.75 and 0.75
+    # ternary: s = mean |w| = 1, levels -1, 0 and 1
+    w = torch.tensor([[-3.0, -1.0, -0.9, 0.0, 0.5, 1.0, 1.1, 0.5]])
+    fmt = make_format("ternary", bits=2, group_size=8)
+    assert fmt.quantize(w).dequantize().tolist() == [[-1, -1, -1, 0, 0, 1, 1, 0]]
+    assert gradient(w, fmt, "pass-through").tolist() == [[1] * 8]
+    assert gradient(w, fmt, "clipped").tolist() == [[0, 1, 1, 1, 1, 1, 0, 1]]
+    soft = [[1 - math.tanh(value) ** 2 for value in w[0].tolist()]]
+    assert torch.allclose(gradient(w, fmt, "tanh"), torch.tensor(soft), rtol=1e-5)
+
+
+def test_stretched_levels_reach_half_a_step_further():
+    # seq at 2 bits: alpha = 1, outermost levels at -0.75 and 0.75; no weight of a group is beyond alpha
     w = torch.tensor([[-1.0, -0.75, -0.7, 0.0, 0.3, 0.75, 0.76, 1.0]])
     fmt = make_format("seq", bits=2, group_size=8)
-    assert gradient(w, fmt, "pass-through").tolist() == [[1] * 8]
-    assert gradient(w, fmt, "clipped").tolist() == [[0, 1, 1, 1, 1, 1, 0, 0]]
-    soft = [[1 - math.tanh(value / 0.75) ** 2 for value in w[0].tolist()]]
-    assert torch.allclose(gradient(w, fmt, "tanh"), torch.tensor(soft), rtol=1e-5)
+    assert gradient(w, fmt, "clipped").tolist() == [[1] * 8]
+    assert gradient(w, fmt, "tanh")[0, 0].item() == pytest.approx(1 - math.tanh(1) ** 2)
 
 
 def test_one_sided_levels_stop_the_other_sign():
@@ -55,6 +64,8 @@ def test_estimators_agree_with_the_slow_twin(w, case, estimator):
     for row in range(len(w)):
         for column, value in enumerate(w[row].tolist()):
             low, high = (book[row, column // 7, end].item() for end in (0, -1))
+            if fmt.name.startswith("seq"):
+                low, high = (fmt.quantize(w).scale[row, column // 7].item() * sign for sign in (-1, 1))
             if estimator == "clipped":
                 expected = float(low <= value <= high)
             else:
@@ -81,7 +92,8 @@ def slow_lsq(w, scale, zero, fmt, upstream):
             else:
                 multiples = [(2 * code - (levels - 1)) / levels for code in range(levels)]
             nearest = min(multiples, key=lambda u: abs(u - value / s))
-            inside = multiples[0] * s <= value <= multiples[-1] * s
+            reach = (1, 1) if fmt.name.startswith("seq") else (-multiples[0], multiples[-1])
+            inside = -reach[0] * s <= value <= reach[1] * s
             count = min(size, w.shape[1] - group * size)
             rate = 1 / math.sqrt(count * max(-multiples[0], multiples[-1]))
             to_w[row, column] = upstream[row, column] * inside

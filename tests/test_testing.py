@@ -8,7 +8,7 @@ import torch
 from bitdistiller.quant import fake_quantize, make_format
 from bitdistiller.quant.int_asym import IntAsym
 from bitdistiller.quant.int_sym import IntSym
-from bitdistiller.testing import CONTRACT, PROMISES, check_format, invariants_of
+from bitdistiller.testing import CONTRACT, PROMISES, FormatInvariants, check_format, invariants_of
 from bitdistiller.testing.invariants import EXTRAS
 
 
@@ -123,3 +123,11 @@ def test_an_unknown_promise_is_named():
 def test_every_check_says_what_it_checks():
     for check in (*CONTRACT.values(), *PROMISES.values(), *(check for _, check in EXTRAS.values())):
         assert check.__doc__
+
+
+def test_naming_no_format_is_an_error():
+    class Empty(FormatInvariants):
+        formats = ()
+
+    with pytest.raises(ValueError, match=r"Empty\.formats names no format"):
+        Empty().pytest_generate_tests(None)

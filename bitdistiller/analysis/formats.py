@@ -1,10 +1,11 @@
 r"""What each format does to weights, before any training: error, zeros, entropy of the codes, bits a weight.
 
-Three sources: normal and Laplace weights, and the Linear layers of a real model. With clipping, each group gets the
-shrunken range with the least squared weight error (``search_clip`` on white activations, whose Gram matrix is the
-identity); formats that have no range to shrink have no such row. Entropy is that of the codes within a group, in bits
-a weight, averaged over groups: the same code means another value in a group with another zero point. These are facts
-about rounding. Whether they are why a student fails is for the studies to say.
+Three sources: normal and Laplace weights, and some rows of every Linear layer of a real model. With clipping, each
+group gets the shrunken range with the least squared weight error (``search_clip`` on white activations, whose Gram
+matrix is the identity; training clips by real activations, and not queries and keys). Formats that have no range to
+shrink have no such row. Entropy is that of the codes within a group, in bits a weight, averaged over groups: the same
+code means another value in a group with another zero point. These are facts about rounding. Whether they are why a
+student fails is for the studies to say.
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from bitdistiller.errors import UserError
 from bitdistiller.models import load_model
 from bitdistiller.quant import FORMATS, Format, RangeFormat, clip_weights, make_format, quantizable, search_clip
 from bitdistiller.quant.format import split_groups
@@ -32,6 +34,9 @@ def compare(group_size: int, model: str | None, bits: list[int], seed: int = 0) 
         seed: of the synthetic weights.
     """
     formats = [make_format(name, bits=b, group_size=group_size) for name, b in _named_formats(bits)]
+    for width in bits:
+        if width not in {fmt.bits for fmt in formats}:
+            raise UserError(f"no format has {width} bits; choose among 1 to 8")
     for source, matrices in sources(model, seed).items():
         for fmt in formats:
             yield {"weights": source, "clipped": False, **describe(matrices, fmt)}
@@ -53,7 +58,7 @@ def sources(model: str | None, seed: int) -> dict[str, list[Float[Tensor, "O I"]
     found = {"normal": [normal], "Laplace": [laplace]}
     if model is not None:
         layers = quantizable(load_model(model).model).values()
-        found[model] = [layer.weight[::ROW_STRIDE].clone() for layer in layers]
+        found[f"{model}, 1 row in {ROW_STRIDE}"] = [layer.weight[::ROW_STRIDE].clone() for layer in layers]
     return found
 
 

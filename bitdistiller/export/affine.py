@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitdistiller.errors import UserError
-from bitdistiller.export.folder import write_checkpoint
+from bitdistiller.export.folder import Check, write_checkpoint
 from bitdistiller.quant import Format, IntAsym, IntSym, Quantized, pack, quantizable
 
 BITS = (2, 3, 4, 8)
@@ -36,8 +36,9 @@ def export_compressed_tensors(
     fmt: Format,
     folder: Path,
     dtype: torch.dtype = torch.float32,
+    check: Check | None = None,
 ) -> None:
-    """Write a student as a compressed-tensors folder (``pack-quantized``).
+    """Write a student as a compressed-tensors folder (``pack-quantized``), if ``check`` passes.
 
     Raises:
         UserError: something that the container does not hold, compressed-tensors is not installed, or a taken folder.
@@ -59,7 +60,8 @@ def export_compressed_tensors(
         }
         return tensors if symmetric else {**tensors, "weight_zero_point": packed(q.zero, 0)}
 
-    write_checkpoint(model, tokenizer, fmt, folder, dtype, _compressed_tensors_config(model, fmt), pack_layer)
+    config = _compressed_tensors_config(model, fmt)
+    write_checkpoint(model, tokenizer, fmt, folder, dtype, "compressed-tensors", config, pack_layer, check)
 
 
 def _compressed_tensors_config(model: PreTrainedModel, fmt: Format) -> dict:
@@ -95,8 +97,9 @@ def export_gptq(
     fmt: Format,
     folder: Path,
     dtype: torch.dtype = torch.float16,
+    check: Check | None = None,
 ) -> None:
-    """Write a student as a GPTQ folder of the second layout (``gptq_v2``), in fp16.
+    """Write a student as a GPTQ folder of the second layout (``gptq_v2``), in fp16, if ``check`` passes.
 
     Raises:
         UserError: something that the container does not hold, another dtype, or a taken folder.
@@ -135,7 +138,7 @@ def export_gptq(
         "lm_head": False,
         "pack_dtype": "int32",
     }
-    write_checkpoint(model, tokenizer, fmt, folder, dtype, config, pack_layer)
+    write_checkpoint(model, tokenizer, fmt, folder, dtype, "gptq", config, pack_layer, check)
 
 
 def _words(codes: Tensor, fmt: Format) -> Tensor:

@@ -2,8 +2,10 @@ r"""The native container: codes as dense bytes, fp16 scales, every format at eve
 
 A quantized Linear ``NAME`` is stored as ``NAME.codes`` (uint8, rows of ``bitdistiller.quant.pack``) and one tensor for
 each name in the format's ``stored``: fp16 matrices with one number a group, except whole zero points, which are packed
-as codes are, the whole matrix as one row. So b-bit codes with groups of g take :math:`b + 16/g` bits a weight and
-:math:`b/g` more with zero points, as ``Format.bits_per_weight`` says, but for the last byte of each row.
+as codes are, the whole matrix as one row. So with groups of g a weight takes its code and :math:`16/g` bits for every
+stored fp16 number: b bits for the code, but 1.6 in ternary formats; one number mostly, but two (:math:`32/g`) in
+``nf-asym`` and ``binary-shifted``; and :math:`b/g` more for whole zero points. ``Format.bits_per_weight`` says the same,
+but for the last byte of each row.
 
 Loading gives an ordinary dense model: layers are placeholders while the file is read and become ``nn.Linear`` at its
 end, by the very ``dequantize`` that fake quantization equals bit for bit. Nothing is decoded at inference, and saving
@@ -21,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from bitdistiller.errors import UserError
 from bitdistiller.export import METHOD
-from bitdistiller.export.folder import write_checkpoint
+from bitdistiller.export.folder import Check, write_checkpoint
 from bitdistiller.quant import FORMATS, Format, Quantized, make_format, pack, quantizable, unpack
 from bitdistiller.quant.pack import packed_columns
 
@@ -34,8 +36,9 @@ def export_native(
     fmt: Format,
     folder: Path,
     dtype: torch.dtype = torch.float32,
+    check: Check | None = None,
 ) -> None:
-    """Write a student with its latent weights as a packed folder that ``from_pretrained`` loads.
+    """Write a student with its latent weights as a packed folder that ``from_pretrained`` loads, if ``check`` passes.
 
     Raises:
         UserError: a format that is not in ``FORMATS``, weights with NaN or Inf, or a folder that is taken.
@@ -43,7 +46,7 @@ def export_native(
     if type(fmt) is not FORMATS.get(fmt.name):
         raise UserError(f"format {fmt.name} is not registered in bitdistiller.quant.FORMATS, so nothing could load it")
     quantization = {"quant_method": METHOD, "format": fmt.name, "bits": fmt.bits, "group_size": fmt.group_size}
-    write_checkpoint(model, tokenizer, fmt, folder, dtype, quantization, pack_layer)
+    write_checkpoint(model, tokenizer, fmt, folder, dtype, "native", quantization, pack_layer, check)
 
 
 def pack_layer(q: Quantized) -> dict[str, Tensor]:

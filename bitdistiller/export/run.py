@@ -38,7 +38,8 @@ def export_run(
         verify_with: interpreter of an environment that has the container's software; None: do not verify.
 
     Raises:
-        UserError: an unknown name, no student, what the container does not hold, or logits that differ.
+        UserError: an unknown name, no student, what the container does not hold, a folder that must not be replaced,
+            or a checkpoint that fails verification; then ``folder`` is left as it was.
     """
     _choice("--to", container, CONTAINERS)
     dtype = dtype or _DEFAULT_DTYPE[container]
@@ -46,14 +47,23 @@ def export_run(
     torch.set_num_threads(params.threads)
     student, fmt = load_student(name, params, artifacts)
     folder = folder or artifacts / "export" / f"{name}-{container}"
-    CONTAINERS[container](student.model, student.tokenizer, fmt, folder, DTYPES[dtype])
     lines = [str(folder), f"{container}, {fmt.name}, {fmt.bits} bits, groups of {fmt.group_size}, others {dtype}"]
-    lines.append(str(checkpoint_size(folder, student.model, fmt)))
-    if verify_with is not None:
-        comparisons = verify(container, folder, student.model, fmt, DTYPES[dtype], verify_with)
+
+    def check(written: Path) -> None:
+        size = checkpoint_size(written, student.model, fmt)
+        lines.append(str(size))
+        if verify_with is None:
+            return
+        if container == "native" and not size.passed:  # the others store more than codes, scales and zero points
+            raise UserError(f"the checkpoint is larger than its format says and was not kept: {size}")
+        comparisons = verify(container, written, student.model, fmt, DTYPES[dtype], verify_with)
         if failed := [str(c) for c in comparisons if not c.passed]:
-            raise UserError(f"{folder} does not compute what the student computes: {'; '.join(failed)}")
-        lines += map(str, comparisons)
+            raise UserError(
+                f"the checkpoint does not compute what the student computes and was not kept: {'; '.join(failed)}"
+            )
+        lines.extend(map(str, comparisons))
+
+    CONTAINERS[container](student.model, student.tokenizer, fmt, folder, DTYPES[dtype], check)
     return lines
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant.format import Format, RangeFormat, group_range, split_groups
+from bitdistiller.quant.format import Format, RangeFormat, check_weights, group_range, split_groups
 
 SHRINKS = tuple(1 - 0.05 * step for step in range(10))  # 1.00, 0.95 ... 0.55
 _CHUNK_ELEMENTS = 2**18  # floats a temporary: 1 MiB, so that the passes of one candidate stay in cache
@@ -50,6 +50,7 @@ def search_clip(
         UserError: shapes that do not fit, or a format without a range.
     """
     require_range(fmt)
+    check_weights(w)
     if w.ndim != 2 or x.ndim != 2 or x.shape[1] != w.shape[1] or len(x) == 0:
         raise UserError(f"search_clip takes w (out, in) and x (tokens, in), not {tuple(w.shape)} and {tuple(x.shape)}")
     bounds = []
@@ -85,6 +86,13 @@ def _search_groups(
 def clip_weights(
     w: Float[Tensor, "O I"], low: Float[Tensor, "O G"], high: Float[Tensor, "O G"], group_size: int
 ) -> Tensor:
-    """``w`` with every group clamped to its bounds."""
+    """``w`` with every group clamped to its bounds.
+
+    Raises:
+        UserError: not one pair of bounds for each group.
+    """
+    wanted = (len(w), -(-w.shape[1] // group_size))
+    if low.shape != wanted or high.shape != wanted:
+        raise UserError(f"bounds have shapes {tuple(low.shape)} and {tuple(high.shape)}; the groups of w need {wanted}")
     spread = [bound.repeat_interleave(group_size, dim=1)[:, : w.shape[1]].to(w.dtype) for bound in (low, high)]
     return torch.clamp(w, *spread)

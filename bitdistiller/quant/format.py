@@ -31,6 +31,7 @@ from bitdistiller.errors import UserError
 
 Scales = tuple[Tensor, ...]
 FP16_MAX = 65504.0
+LARGEST = 1e30  # weights above it would overflow fp32 in sums over a group
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,14 @@ class Format(ABC):
     promises: ClassVar[frozenset[str]]  # names in ``bitdistiller.testing.PROMISES``
 
     def __post_init__(self):
-        if self.bits not in self.supported_bits:
+        if type(self.bits) is not int or self.bits not in self.supported_bits:
             low, high = self.supported_bits[0], self.supported_bits[-1]
             has = f"{low} to {high} bits" if low < high else f"{low} bit{'s' if low > 1 else ''}"
             raise UserError(f"format {self.name} has {has}, not {self.bits}; change bits or the format")
-        if self.group_size < 1:
-            raise UserError(f"format {self.name}: group size must be at least 1, not {self.group_size}")
+        if type(self.group_size) is not int or self.group_size < 1:
+            raise UserError(
+                f"format {self.name}: group size must be a whole number of at least 1, not {self.group_size}"
+            )
 
     # What a format defines; all work on the last dimension, which is one group.
 
@@ -119,9 +122,9 @@ class Format(ABC):
         """Quantize a weight matrix.
 
         Raises:
-            UserError: not a matrix of floating-point numbers, or it holds NaN or Inf.
+            UserError: what ``check_weights`` refuses.
         """
-        _check_weights(w)
+        check_weights(w)
         fitted = [(groups, self.fit_groups(groups)) for groups in split_groups(w.detach().float(), self.group_size)]
         codes = [self.encode(groups, scales).flatten(1) for groups, scales in fitted]
         joined = tuple(torch.cat(parts, dim=1).squeeze(-1) for parts in zip(*(s for _, s in fitted), strict=True))
@@ -135,11 +138,11 @@ class Format(ABC):
             part = tuple(s[:, start : start + count].unsqueeze(-1) for s in q.scales)
             parts.append(self.decode(codes, part).flatten(1))
             start += count
-        return torch.cat(parts, dim=1).to(q.dtype)
+        return _to_dtype(torch.cat(parts, dim=1), q.dtype)
 
     def round(self, w: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """``quantize(w).dequantize()`` without storing codes; no gradient (see ``fake_quantize``)."""
-        return map_groups(self.round_groups, w.float(), self.group_size).to(w.dtype)
+        return _to_dtype(map_groups(self.round_groups, w.float(), self.group_size), w.dtype)
 
     def round_groups(self, groups: Float[Tensor, "O G n"]) -> Float[Tensor, "O G n"]:
         """Low-bit values of whole groups."""
@@ -155,6 +158,10 @@ class Format(ABC):
     def outermost(self, scales: Scales) -> tuple[Float[Tensor, "*g 1"], Float[Tensor, "*g 1"]]:
         """Least and greatest level of each group."""
         return tuple(self.decode(torch.full_like(scales[0], code), scales) for code in (0, self.level_count - 1))
+
+    def unsaturated(self, scales: Scales) -> tuple[Float[Tensor, "*g 1"], Float[Tensor, "*g 1"]]:
+        """Ends of the range in which a weight is rounded and not cut off: the outermost levels, in most formats."""
+        return self.outermost(scales)
 
     def bits_per_weight(self, in_features: int | None = None) -> float:
         """Stored bits a weight, scales and zero points included; ``in_features`` accounts for a ragged last group."""
@@ -216,11 +223,26 @@ def to_half(scale: Tensor) -> Tensor:
     return scale.clamp(-FP16_MAX, FP16_MAX).to(torch.float16).float()
 
 
-def _check_weights(w: Tensor) -> None:
+def _to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in the dtype of the weights; a level beyond its range (fp16's ends at 65,504) becomes its last number."""
+    limit = torch.finfo(dtype).max
+    return (values.clamp(-limit, limit) if limit < torch.finfo(values.dtype).max else values).to(dtype)
+
+
+def check_weights(w: Tensor) -> None:
+    """Refuse what no format can quantize.
+
+    Raises:
+        UserError: not a matrix of floating-point numbers, an empty one, or NaN, Inf or numbers near the end of fp32.
+    """
     if not isinstance(w, Tensor) or w.ndim != 2 or not w.is_floating_point():
         found = f"{w.dtype} of shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
         raise UserError(f"quantize takes a floating-point matrix (out, in), not {found}")
     if w.numel() == 0:
         raise UserError(f"quantize takes a matrix with weights, not one of shape {tuple(w.shape)}")
-    if not torch.isfinite(w).all():
-        raise UserError(f"the weight matrix of shape {tuple(w.shape)} holds NaN or Inf; nothing was quantized")
+    low, high = w.detach().aminmax()
+    if not (low >= -LARGEST and high <= LARGEST):  # one pass, since training asks at every step; NaN compares as False
+        raise UserError(
+            f"the weight matrix of shape {tuple(w.shape)} holds NaN or Inf, or numbers above {LARGEST:g}; "
+            "nothing was quantized"
+        )

@@ -5,7 +5,8 @@ For a format whose values are :math:`\hat w = s \cdot u(c)`, a multiple of the s
 .. math:: \frac{\partial \hat w}{\partial s} = u - \frac{w}{s}\,[\text{inside}], \qquad
           \frac{\partial \hat w}{\partial w} = [\text{inside}],
 
-where a weight is inside when it lies between the outermost levels. The scale's gradient is multiplied by
+where a weight is inside when it lies in the range that the levels cover (``Format.unsaturated``). The scale's gradient
+is multiplied by
 :math:`1 / \sqrt{n\, q}` for groups of n weights and q the greatest multiple, so that scales move about as fast as
 weights (LSQ, arXiv 1902.08153, section 2). Zero points stay where the initial fit put them. The forward pass reads the
 scale snapped to fp16, what a packed checkpoint will hold.
@@ -28,9 +29,9 @@ class _Lsq(torch.autograd.Function):
     def forward(ctx, groups: Tensor, scale: Tensor, fmt: Format, rest: tuple[Tensor, ...]) -> Tensor:
         scales = (to_half(scale.clamp_min(_LEAST)), *rest)
         values = fmt.decode(fmt.encode(groups, scales), scales)
-        low, high = fmt.outermost(scales)
+        (low, high), (least, greatest) = fmt.unsaturated(scales), fmt.outermost(scales)
         ctx.save_for_backward(groups, scales[0], values, (groups >= low) & (groups <= high))
-        ctx.rate = (groups.shape[-1] * (torch.maximum(-low, high) / nonzero(scales[0]))).rsqrt()
+        ctx.rate = (groups.shape[-1] * (torch.maximum(-least, greatest) / nonzero(scales[0]))).rsqrt()
         return values
 
     @staticmethod
@@ -64,12 +65,12 @@ class LearnedScaleLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         parts, start = [], 0
-        for groups in split_groups(self.weight, self.format.group_size):
+        for groups in split_groups(self.weight.float(), self.format.group_size):
             own = slice(start, start + groups.shape[1])
             rest = tuple(getattr(self, name)[:, own, None] for name in self.format.stored[1:])
             parts.append(lsq_quantize(groups, self.scale[:, own, None], self.format, rest).flatten(1))
             start = own.stop
-        return F.linear(x, torch.cat(parts, dim=1), self.bias)
+        return F.linear(x, torch.cat(parts, dim=1).to(self.weight.dtype), self.bias)
 
     @torch.no_grad()
     def quantized(self) -> Quantized:

@@ -21,6 +21,8 @@ def pack(codes: UInt8[Tensor, "O I"], fmt: Format) -> UInt8[Tensor, "O P"]:
     Raises:
         UserError: a code that the format does not have.
     """
+    if codes.ndim != 2 or codes.dtype != torch.uint8:
+        raise UserError(f"pack takes a uint8 matrix of codes, not {codes.dtype} of shape {tuple(codes.shape)}")
     if codes.numel() and codes.max().item() >= fmt.level_count:
         raise UserError(f"format {fmt.name} has codes below {fmt.level_count}, not {codes.max().item()}")
     array = codes.cpu().numpy()

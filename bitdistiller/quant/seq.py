@@ -21,6 +21,10 @@ class _Stretched(RangeFormat):
     def fit(self, low: Tensor, high: Tensor) -> Scales:
         return (to_half((-low).maximum(high)),)
 
+    def unsaturated(self, scales: Scales) -> tuple[Tensor, Tensor]:
+        """ParetoQ clips at -alpha and alpha, half a step beyond the outermost levels."""
+        return -scales[0], scales[0]
+
     def encode(self, groups: Tensor, scales: Scales) -> Tensor:
         count = self.level_count
         whole, half = count // 2, (count - 1) / 2 - count // 2  # rounded before it is shifted: both signs lose alike

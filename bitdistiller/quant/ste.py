@@ -1,8 +1,8 @@
 r"""Fake quantization: low-bit values forward, straight-through gradient backward.
 
 Rounding has no useful derivative, so a straight-through estimator stands in for it: the gradient of a low-bit value
-becomes that of its latent weight, times a factor that depends on where the weight lies between the outermost levels
-``low`` and ``high`` of its group:
+becomes that of its latent weight, times a factor that depends on where the weight lies in the range from ``low`` to
+``high`` that its group's levels cover (``Format.unsaturated``: from the least to the greatest level, in most formats):
 
 * ``pass-through``: 1 everywhere (Bengio et al., arXiv 1308.3432; BitDistiller's own);
 * ``clipped``: 1 from ``low`` to ``high``, both included, and 0 beyond: a weight that saturates is left where it is
@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant.format import Format, map_groups
+from bitdistiller.quant.format import Format, check_weights, map_groups
 
 PASS_THROUGH = "pass-through"
 
@@ -56,7 +56,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _factor(groups: Float[Tensor, "O G n"], fmt: Format, estimator: str) -> Float[Tensor, "O G n"]:
-    return _FACTORS[estimator](groups, *fmt.outermost(fmt.fit_groups(groups)))
+    return _FACTORS[estimator](groups, *fmt.unsaturated(fmt.fit_groups(groups)))
 
 
 def fake_quantize(w: Float[Tensor, "O I"], fmt: Format, estimator: str = PASS_THROUGH) -> Float[Tensor, "O I"]:
@@ -68,8 +68,9 @@ def fake_quantize(w: Float[Tensor, "O I"], fmt: Format, estimator: str = PASS_TH
         estimator: ``pass-through``, ``clipped`` or ``tanh``.
 
     Raises:
-        UserError: an estimator of another name.
+        UserError: an estimator of another name, or weights that ``quantize`` refuses.
     """
+    check_weights(w)
     if estimator not in ESTIMATORS:
         raise UserError(f"unknown straight-through estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     return _StraightThrough.apply(w, fmt, estimator)

@@ -38,8 +38,8 @@ class FormatInvariants:
 
     Attributes:
         formats: the formats to check.
-        fake_quantize: the differentiable function that training uses, called as ``fake_quantize(w, fmt)``; None if
-            there is none.
+        fake_quantize: the differentiable function that training uses, called as ``fake_quantize(w, fmt)``, which has to
+            let the gradient through; None if there is none. The library's own is taken for formats that have ``round``.
     """
 
     formats: ClassVar[Sequence[WeightFormat]] = ()
@@ -47,6 +47,8 @@ class FormatInvariants:
 
     def pytest_generate_tests(self, metafunc) -> None:
         """One test for each format and invariant."""
+        if not self.formats:
+            raise ValueError(f"{type(self).__name__}.formats names no format, so nothing would be tested")
         cases = [(fmt, name, run) for fmt in self.formats for name, run in invariants_of(fmt, type(self).fake_quantize)]
         metafunc.parametrize("run", [run for *_, run in cases], ids=[f"{_label(fmt)}-{name}" for fmt, name, _ in cases])
 
@@ -70,11 +72,11 @@ def invariants_of(fmt: WeightFormat, fake: FakeQuantize | None) -> Iterator[tupl
     if unknown:
         raise ValueError(f"{_label(fmt)} promises {', '.join(sorted(unknown))}: choose among {', '.join(PROMISES)}")
     checks = dict(CONTRACT)
-    checks |= {name: check for name, (needs, check) in EXTRAS.items() if hasattr(fmt, needs)}
+    checks |= {name: check for name, (needs, check) in EXTRAS.items() if all(hasattr(fmt, need) for need in needs)}
     checks |= {name: check for name, check in PROMISES.items() if name in fmt.promises}
     for name, check in checks.items():
         yield name, _looking_for_violation(fmt, name, check)
-    if fake is not None:
+    if fake is not None and (fake is not fake_quantize or hasattr(fmt, "round")):
         yield "gradient", _looking_for_violation(fmt, "gradient", lambda fmt, w: gradient_passes_through(fake, fmt, w))
     for name, check in PROMISES.items():
         if name not in fmt.promises and fmt.group_size >= _TELLING_GROUP:

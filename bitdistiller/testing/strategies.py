@@ -17,11 +17,13 @@ KINDS = (
     "zero",
     "outlier",  # one weight ten thousand times the others
     "denormal",  # too small for fp32's normal range
+    "huge",  # beyond what fp16 holds
     "ties",  # on multiples of a half, midpoints of many grids
     "balanced",  # ties again, every weight with its negative: means are exactly zero
     "two-valued",
 )
 _TIED = ("ties", "balanced")
+_EXTREMES = {"denormal": 1e-40, "huge": 1e25}
 _SCALES = (1.0, 0.02, 1e-9, 1e6)
 _POWERS = (1.0, 2.0**-6, 2.0**10)  # what keeps ties exact
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -34,7 +36,7 @@ def weights(draw, max_rows: int = 4, max_columns: int = 40, kinds: tuple = KINDS
     kind = draw(st.sampled_from(kinds))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     w = _of_kind(kind, torch.randn(rows, columns, generator=generator, dtype=torch.float64))
-    scale = 1e-40 if kind == "denormal" else draw(st.sampled_from(_POWERS if kind in _TIED else _SCALES))
+    scale = _EXTREMES.get(kind) or draw(st.sampled_from(_POWERS if kind in _TIED else _SCALES))
     limit = torch.finfo(dtype).max
     return (w * scale).float().clamp(-limit, limit).to(dtype)
 
