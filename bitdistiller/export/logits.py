@@ -2,8 +2,8 @@
 
 A program of its own, not a module of the library: it runs in whatever environment has that software, and there nothing
 of this project need be installed, except for native folders. IN has ``input_ids``; OUT gets fp32 ``logits``, both
-safetensors. A GPTQ model, whose layers decode at every pass, is run a second time in fp32 (``logits_fp32``): in 16 bits
-the order in which a matrix product adds up shows, in fp32 only the weights do.
+safetensors. A model in 16 bits is cast and run a second time in fp32 (``logits_fp32``): in 16 bits the order in which a
+matrix product adds up shows, in fp32 only the weights do.
 """
 
 import json
@@ -24,8 +24,9 @@ def main(container: str, folder: str, ids_file: str, logits_file: str, threads: 
     ids = load_file(ids_file)["input_ids"]
     with torch.no_grad():
         found = {"logits": model(input_ids=ids).logits.float()}
-        if container == "gptq":
-            found["logits_fp32"] = model.float()(input_ids=ids).logits
+        if dtype != torch.float32:
+            model = torch.nn.Module.float(model)  # transformers' own refuses models that it calls quantized
+            found["logits_fp32"] = model(input_ids=ids).logits
     save_file({key: value.contiguous() for key, value in found.items()}, logits_file, {"torch": torch.__version__})
 
 

@@ -2,10 +2,9 @@ r"""The native container: codes as dense bytes, fp16 scales, every format at eve
 
 A quantized Linear ``NAME`` is stored as ``NAME.codes`` (uint8, rows of ``bitdistiller.quant.pack``) and one tensor for
 each name in the format's ``stored``: fp16 matrices with one number a group, except whole zero points, which are packed
-as codes are, the whole matrix as one row. So with groups of g a weight takes its code and :math:`16/g` bits for every
-stored fp16 number: b bits for the code, but 1.6 in ternary formats; one number mostly, but two (:math:`32/g`) in
-``nf-asym`` and ``binary-shifted``; and :math:`b/g` more for whole zero points. ``Format.bits_per_weight`` says the same,
-but for the last byte of each row.
+as codes are, the whole matrix as one row. So with groups of g a weight takes its code, which is b bits or, in ternary
+formats, 1.6, and :math:`16/g` bits for each stored fp16 number: one, but two in ``nf-asym`` and ``binary-shifted``.
+Whole zero points add :math:`b/g`. ``Format.bits_per_weight`` says the same, but for the last byte of each row.
 
 Loading gives an ordinary dense model: layers are placeholders while the file is read and become ``nn.Linear`` at its
 end, by the very ``dequantize`` that fake quantization equals bit for bit. Nothing is decoded at inference, and saving
