@@ -50,13 +50,14 @@ pretrain: $(READY) ## train the micro models again from scratch (about an hour)
 	.venv/bin/dvc repro pretrain/dvc.yaml
 	cp -r pretrain/artifacts/models/. bitdistiller/models/weights/
 
-benchmark: $(READY) ## time and memory of one distillation step beside the obvious step and the floor
+benchmark: $(READY) ## time and memory of a distillation step and of the clipping search beside their obvious versions
 	.venv/bin/python benchmarks/step.py
+	.venv/bin/python benchmarks/clip.py
 
 test: $(READY) ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"
 
-test-all: $(READY) ## run every test, with ten times the examples for each property
+test-all: $(READY) ## run every test, with 1,000 examples for each property
 	$(PYTEST) --hypothesis-profile=deep
 
 lint: $(READY) ## check style and formatting

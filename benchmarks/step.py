@@ -14,11 +14,10 @@ import argparse
 import copy
 import json
 import statistics
-import threading
-import time
 from pathlib import Path
 
 import torch
+from measure import measured
 from torch.nn import functional as F
 
 from bitdistiller.device import has_bf16
@@ -83,31 +82,6 @@ class Steps:
         with autocast():
             logits = self.plain(self.ids, use_cache=False).logits.float()
         self.update(self.plain, F.cross_entropy(logits[:, :-1].flatten(0, 1), self.ids[:, 1:].flatten()))
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in RAM."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
-def measured(step) -> tuple[float, int]:
-    """Seconds of one call, and how far resident memory rose above its level before."""
-    before, peak, done = resident_bytes(), 0, threading.Event()
-
-    def watch():
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, resident_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    start = time.perf_counter()
-    step()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    return seconds, max(0, peak - before)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from bitdistiller.config import Params
 from bitdistiller.data.text import known_text
 from bitdistiller.models import model_origin
 from bitdistiller.quant import make_format
+from bitdistiller.quant.clip import require_range
 
 
 def check(params: Params) -> None:
@@ -18,7 +19,9 @@ def check(params: Params) -> None:
         UserError: the first name that leads nowhere.
     """
     for quantizer in params.quantizers.values():
-        make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size)
+        fmt = make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size)
+        if quantizer.clip != "none":
+            require_range(fmt)
     sections = [*params.data.values(), *params.quantizers.values(), *params.evaluation.perplexity.values()]
     for name in {name for section in sections for name in section.text}:
         known_text(name)

@@ -142,6 +142,29 @@ def evaluate(
 
 
 @app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Entry under `runs`.")],
+    to: Annotated[str, typer.Option(help="Container: native, compressed-tensors or gptq.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="artifacts/export/NAME-TO")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the weights that are not quantized.", show_default="float32, or float16 for gptq"),
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Load the result afresh and compare its logits.")] = False,
+    verify_python: Annotated[
+        str | None, typer.Option(help="Interpreter of the environment to verify in.", show_default="this one")
+    ] = None,
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Write a trained student as a packed checkpoint that transformers or other software loads."""
+    from bitdistiller.export.run import export_run
+
+    python = verify_python or sys.executable if verify or verify_python else None
+    for line in export_run(name, _load(params), ARTIFACTS, to, out, dtype, python):
+        print(line)
+
+
+@app.command()
 def study(
     name: Annotated[str, typer.Argument(help="Entry under `studies`.")], params: ParamsPath = DEFAULT_PARAMS
 ) -> None:
@@ -166,6 +189,33 @@ def verdicts(params: ParamsPath = DEFAULT_PARAMS) -> None:
 
     for line in verdict_lines(_load(params), RESULTS):
         print(line)
+
+
+@app.command()
+def formats(
+    group_size: Annotated[int, typer.Option(min=1, help="Weights a group.")] = 128,
+    bits: Annotated[
+        list[int] | None, typer.Option(help="Bit width to show; give it again for another.", show_default="1 2 3 4")
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Model whose layers are a source; `none` for synthetic weights.")
+    ] = "smollm2-135m",
+    out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
+) -> None:
+    """Show what each format does to weights before training: error, zeros, entropy of the codes, bits a weight.
+
+    Rows that are clipped have each group's range shrunk for the least weight error.
+    """
+    import pandas as pd
+    from tqdm import tqdm
+
+    from bitdistiller.analysis.formats import compare
+
+    rows = compare(group_size, None if model == "none" else model, bits or [1, 2, 3, 4])
+    table = pd.DataFrame(tqdm(rows, desc="formats", unit="row", leave=False))
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+    if out is not None:
+        table.to_csv(out, index=False)
 
 
 @app.command()

@@ -12,5 +12,5 @@ from hypothesis import settings
 def register() -> None:
     """Make both profiles known and load ``quick``; pytest's ``--hypothesis-profile`` overrides it afterwards."""
     settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True, database=None)
-    settings.register_profile("deep", max_examples=400, deadline=None, print_blob=True)
+    settings.register_profile("deep", max_examples=1000, deadline=None, print_blob=True)
     settings.load_profile("quick")

@@ -6,8 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant import clip_weights, make_format, search_clip
+from bitdistiller.quant import FORMATS, RangeFormat, clip_weights, make_format, search_clip
 from bitdistiller.quant.clip import SHRINKS
+
+RANGED = [
+    (name, bits)
+    for name, fmt in FORMATS.items()
+    if issubclass(fmt, RangeFormat)
+    for bits in fmt.supported_bits
+    if bits < 5
+]
 
 
 def slow_search(w, x, fmt):
@@ -44,9 +52,7 @@ def cases(draw):
     columns = draw(st.integers(3, 20))
     w = torch.randn(draw(st.integers(1, 3)), columns, generator=generator) ** draw(st.sampled_from([1, 3]))
     x = torch.randn(draw(st.integers(1, 8)), columns, generator=generator)
-    name, bits = draw(
-        st.sampled_from([("int-asym", 1), ("int-asym", 2), ("int-asym", 3), ("nf-asym", 2), ("nf-asym", 3)])
-    )
+    name, bits = draw(st.sampled_from(RANGED))
     return w, x, make_format(name, bits=bits, group_size=draw(st.sampled_from([4, 7])))
 
 
@@ -80,3 +86,8 @@ def test_bounds_are_on_the_grid_and_ragged_groups_have_their_own():
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="search_clip takes"):
         search_clip(torch.zeros(2, 4), torch.zeros(3, 5), make_format("int-asym", bits=2, group_size=4))
+
+
+def test_formats_without_a_range_are_refused():
+    with pytest.raises(UserError, match="format binary has no range to clip"):
+        search_clip(torch.zeros(2, 4), torch.zeros(3, 4), make_format("binary", bits=1, group_size=4))

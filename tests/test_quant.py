@@ -1,4 +1,4 @@
-"""Formats: every property holds for every format, bit width and group size, ragged groups and odd weights included."""
+"""Formats: the invariants of ``bitdistiller.testing`` for all, and each against a slow twin or numbers in print."""
 
 import pytest
 import torch
@@ -6,82 +6,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant import FORMATS, bake, fake_quantize, make_format, quantize_model
+from bitdistiller.quant import FORMATS, bake, make_format, quantize_model
 from bitdistiller.quant.format import snap_down
 from bitdistiller.quant.nf_asym import LEVELS
+from bitdistiller.testing import FormatInvariants, weights
 
 ALL = [(name, bits) for name, fmt in FORMATS.items() for bits in fmt.supported_bits]
 
 
-@st.composite
-def weights(draw):
-    """Matrices of ordinary, heavy-tailed, one-signed, constant, tiny, huge and outlier-ridden weights."""
-    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 40))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    w = torch.randn(rows, columns, generator=generator)
-    kind = draw(st.sampled_from(["ordinary", "heavy", "positive", "negative", "constant", "zero", "outlier", "grid"]))
-    if kind == "heavy":
-        w = w**5
-    elif kind in ("positive", "negative"):
-        w = w.abs() * (1 if kind == "positive" else -1)
-    elif kind in ("constant", "zero"):
-        w = torch.full_like(w, draw(st.sampled_from([1.0, -0.3, 7e-3])) if kind == "constant" else 0.0)
-    elif kind == "outlier":
-        w[0, 0] = 1e4
-    elif kind == "grid":  # many exact ties
-        w = (w * 4).round() / 2
-    return w * draw(st.sampled_from([1.0, 0.02, 1e-9, 1e6]))
+class TestEveryFormat(FormatInvariants):
+    """All widths of all formats in ragged groups of 7, and each format's narrowest in groups of one and of a row."""
 
-
-@st.composite
-def cases(draw):
-    name, bits = draw(st.sampled_from(ALL))
-    return make_format(name, bits=bits, group_size=draw(st.sampled_from([1, 4, 7, 16, 64]))), draw(weights())
-
-
-@given(cases())
-def test_fake_equals_dequantized_exactly(case):
-    fmt, w = case
-    assert torch.equal(fake_quantize(w, fmt), fmt.quantize(w).dequantize())
-
-
-@given(cases())
-def test_codes_in_range_values_in_codebook_shapes_kept(case):
-    fmt, w = case
-    q = fmt.quantize(w)
-    values, groups = q.dequantize(), -(-w.shape[1] // fmt.group_size)
-    assert q.codes.dtype == torch.uint8 and q.codes.max().item() < 2**fmt.bits
-    assert q.codes.shape == values.shape == w.shape and q.scale.shape == (len(w), groups)
-    assert values.isfinite().all()
-    book = fmt.levels(q)
-    assert book.shape == (len(w), groups, 2**fmt.bits)
-    own = book.repeat_interleave(fmt.group_size, dim=1)[:, : w.shape[1]]
-    assert (own == values.unsqueeze(-1)).any(-1).all()
-
-
-@given(cases())
-def test_quantizing_twice_changes_nothing(case):
-    fmt, w = case
-    once = fmt.round(w)
-    assert torch.equal(fmt.round(once), once)
-
-
-@given(cases())
-def test_monotone_within_a_group(case):
-    fmt, w = case
-    group = w[:1, : fmt.group_size]
-    order = group[0].argsort()
-    assert (fmt.round(group)[0, order].diff() >= 0).all()
-
-
-@given(cases())
-def test_rows_and_groups_do_not_leak(case):
-    fmt, w = case
-    together = fmt.round(w)
-    one_by_one = torch.cat(
-        [torch.cat([fmt.round(part) for part in row[None].split(fmt.group_size, dim=1)], 1) for row in w]
-    )
-    assert torch.equal(together, one_by_one)
+    formats = [make_format(name, bits=bits, group_size=7) for name, bits in ALL] + [
+        make_format(name, bits=fmt.supported_bits[0], group_size=size)
+        for name, fmt in FORMATS.items()
+        for size in (1, 64)
+    ]
 
 
 @given(weights(), st.integers(1, 8), st.sampled_from([4, 7, 64]))
@@ -100,9 +40,8 @@ def test_int_asym_agrees_with_the_slow_twin_and_half_a_step(w, bits, group_size)
             if s == 0:
                 assert high - low < 2**-24 * top * (1 + 1e-6)  # below the least fp16 number a step
                 continue
-            if (
-                s >= 2**-14 and s < 65504
-            ):  # a normal fp16 scale: within half a step, plus what the two ends lose to its rounding
+            # with a normal fp16 scale within half a step, plus what the two ends lose to its rounding
+            if 2**-14 <= s < 65504:
                 assert (error <= s * (0.5 + top * 2**-10) + 1e-12).all()
             for value, result in zip(values, fast[row, start : start + group_size].double(), strict=True):
                 book = [(code - z) * s for code in range(top + 1)]
@@ -135,23 +74,6 @@ def test_nf3_levels_are_the_published_ones():
 def test_one_bit_int_asym_has_no_level_for_one_sign():
     q = make_format("int-asym", bits=1, group_size=4).quantize(torch.tensor([[-1.0, 0.1, 0.2, 3.0]]))
     assert q.dequantize().tolist() == [[0.0, 0.0, 0.0, 4.0]]
-
-
-@given(cases(), st.sampled_from([torch.float16, torch.bfloat16, torch.float64]))
-def test_dtype_is_kept(case, dtype):
-    fmt, w = case
-    w = w.clamp(-6e4, 6e4).to(dtype)
-    assert fmt.quantize(w).dequantize().dtype == fake_quantize(w, fmt).dtype == dtype
-    assert torch.equal(fmt.quantize(w).dequantize(), fake_quantize(w, fmt))
-
-
-@given(cases())
-def test_gradient_passes_through_everywhere(case):
-    fmt, w = case
-    w = w.requires_grad_()
-    upstream = torch.arange(w.numel(), dtype=w.dtype).view_as(w) + 1
-    fake_quantize(w, fmt).backward(upstream)
-    assert torch.equal(w.grad, upstream)  # outermost levels included
 
 
 @given(st.floats(0, 1e6, width=32))
@@ -206,6 +128,15 @@ def test_quantize_model_leaves_the_head_and_bake_gives_the_same_outputs(tiny_mod
         assert torch.equal(model(ids).logits, trained_as)
     weight = model.model.layers[0].mlp.down_proj.weight
     assert torch.equal(fmt.round(weight), weight)
+
+
+def test_groups_longer_than_a_row_are_refused(tiny_model):
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_model)
+    with pytest.raises(UserError, match=r"q_proj has rows of 32 weights, fewer than group_size = 64; .* at most 32"):
+        quantize_model(model, make_format("int-asym", bits=2, group_size=64))
+    assert type(model.model.layers[0].mlp.down_proj) is torch.nn.Linear  # nothing was changed
 
 
 def test_a_model_without_linear_layers_is_refused():

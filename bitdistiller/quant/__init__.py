@@ -1,14 +1,23 @@
 """Weights -> low-bit weights: formats, fake quantization, clipping. Knows torch, no models, data or training."""
 
 from bitdistiller.errors import UserError
+from bitdistiller.quant.binary import Binary, BinaryShifted
 from bitdistiller.quant.clip import clip_weights, search_clip
-from bitdistiller.quant.format import Format, Quantized
+from bitdistiller.quant.format import Format, Quantized, RangeFormat
 from bitdistiller.quant.int_asym import IntAsym
+from bitdistiller.quant.int_sym import IntSym
+from bitdistiller.quant.learned import LearnedScaleLinear, learn_scales
 from bitdistiller.quant.model import bake, quantizable, quantize_model
 from bitdistiller.quant.nf_asym import NfAsym
-from bitdistiller.quant.ste import fake_quantize
+from bitdistiller.quant.pack import pack, unpack
+from bitdistiller.quant.seq import Seq, SeqTernary
+from bitdistiller.quant.ste import ESTIMATORS, fake_quantize
+from bitdistiller.quant.ternary import Ternary, TernaryThreshold
 
-FORMATS: dict[str, type[Format]] = {fmt.name: fmt for fmt in (IntAsym, NfAsym)}
+FORMATS: dict[str, type[Format]] = {
+    fmt.name: fmt
+    for fmt in (IntAsym, IntSym, NfAsym, Ternary, TernaryThreshold, Binary, BinaryShifted, Seq, SeqTernary)
+}
 
 
 def make_format(name: str, bits: int, group_size: int) -> Format:
@@ -23,14 +32,20 @@ def make_format(name: str, bits: int, group_size: int) -> Format:
 
 
 __all__ = [
+    "ESTIMATORS",
     "FORMATS",
     "Format",
+    "LearnedScaleLinear",
     "Quantized",
+    "RangeFormat",
     "bake",
     "clip_weights",
     "fake_quantize",
+    "learn_scales",
     "make_format",
+    "pack",
     "quantizable",
     "quantize_model",
     "search_clip",
+    "unpack",
 ]

@@ -16,10 +16,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant.format import Format, group_range, split_groups
+from bitdistiller.quant.format import Format, RangeFormat, check_weights, group_range, split_groups
 
 SHRINKS = tuple(1 - 0.05 * step for step in range(10))  # 1.00, 0.95 ... 0.55
 _CHUNK_ELEMENTS = 2**18  # floats a temporary: 1 MiB, so that the passes of one candidate stay in cache
+
+
+def require_range(fmt: Format) -> None:
+    """Refuse a format that clipping cannot change.
+
+    Raises:
+        UserError: its levels do not depend on the range of a group.
+    """
+    if not isinstance(fmt, RangeFormat):
+        raise UserError(f"format {fmt.name} has no range to clip; set `clip: none`, or choose another format")
 
 
 @torch.no_grad()
@@ -37,8 +47,10 @@ def search_clip(
         Two (O, G) matrices, in fp32; ``clip_weights`` applies them.
 
     Raises:
-        UserError: shapes that do not fit.
+        UserError: shapes that do not fit, or a format without a range.
     """
+    require_range(fmt)
+    check_weights(w)
     if w.ndim != 2 or x.ndim != 2 or x.shape[1] != w.shape[1] or len(x) == 0:
         raise UserError(f"search_clip takes w (out, in) and x (tokens, in), not {tuple(w.shape)} and {tuple(x.shape)}")
     bounds = []
@@ -52,7 +64,9 @@ def search_clip(
     return low, high
 
 
-def _search_groups(groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"], fmt: Format) -> tuple[Tensor, Tensor]:
+def _search_groups(
+    groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"], fmt: RangeFormat
+) -> tuple[Tensor, Tensor]:
     least, greatest = group_range(groups)
     best = torch.full_like(least, torch.inf)
     best_low, best_high = least.clone(), greatest.clone()
@@ -60,7 +74,7 @@ def _search_groups(groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"],
         for low_shrink in SHRINKS:
             low, high = least * low_shrink, greatest * high_shrink
             scales = fmt.fit(low, high)
-            difference = fmt.decode(fmt.encode(groups, scales), scales).sub_(groups)
+            difference = fmt.decode(fmt.encode(groups.clamp(low, high), scales), scales).sub_(groups)
             error = (difference @ gram).mul_(difference).sum(dim=-1, keepdim=True)
             better = error < best
             best = torch.where(better, error, best)
@@ -72,6 +86,13 @@ def _search_groups(groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"],
 def clip_weights(
     w: Float[Tensor, "O I"], low: Float[Tensor, "O G"], high: Float[Tensor, "O G"], group_size: int
 ) -> Tensor:
-    """``w`` with every group clamped to its bounds."""
+    """``w`` with every group clamped to its bounds.
+
+    Raises:
+        UserError: not one pair of bounds for each group.
+    """
+    wanted = (len(w), -(-w.shape[1] // group_size))
+    if low.shape != wanted or high.shape != wanted:
+        raise UserError(f"bounds have shapes {tuple(low.shape)} and {tuple(high.shape)}; the groups of w need {wanted}")
     spread = [bound.repeat_interleave(group_size, dim=1)[:, : w.shape[1]].to(w.dtype) for bound in (low, high)]
     return torch.clamp(w, *spread)

@@ -11,8 +11,10 @@ because both run the same ``encode`` and ``decode``; ``quantize`` merely stores 
 
 Scales are snapped to fp16 when they are made, before any code is computed, since fp16 is what packed checkpoints
 store: rounding them later would make an exported student another model than the one that was trained.
-A format in this module's sense is fitted to a range ``[low, high]`` of each group, which is also what a clipping search
-varies; the range always includes zero, so that zero is a level.
+
+A format is a class of a dozen lines: how a group becomes scales (``fit_groups``), weights become codes (``encode``) and
+codes become values (``decode``), and which ``promises`` it keeps beyond the contract. ``RangeFormat`` is for those that
+are fitted to a range ``[low, high]`` of the group, which is what a clipping search varies.
 """
 
 import math
@@ -29,6 +31,7 @@ from bitdistiller.errors import UserError
 
 Scales = tuple[Tensor, ...]
 FP16_MAX = 65504.0
+LARGEST = 1e30  # weights above it would overflow fp32 in sums over a group
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,20 @@ class Quantized:
     Attributes:
         format: the format that made it.
         codes: (O, I) uint8.
-        scale: (O, G) fp32 values that are exact in fp16.
-        zero: (O, G) zero points in code units, or None for formats without them.
-        negative_scale: (O, G) scale of the negative levels, or None.
+        scales: (O, G) each, fp32, in the order of ``format.stored``, whose names are attributes too: ``q.scale``,
+            ``q.zero``.
         dtype: dtype of the matrix it was made from, which ``dequantize`` returns.
     """
 
     format: "Format"
     codes: UInt8[Tensor, "O I"]
-    scale: Float[Tensor, "O G"]
-    zero: Float[Tensor, "O G"] | None
-    negative_scale: Float[Tensor, "O G"] | None
+    scales: tuple[Float[Tensor, "O G"], ...]
     dtype: torch.dtype
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name.startswith("__") or name not in self.format.stored:
+            raise AttributeError(f"a matrix in format {self.format.name} has no {name!r}")
+        return self.scales[self.format.stored.index(name)]
 
     def dequantize(self) -> Float[Tensor, "O I"]:
         """The low-bit values as a dense matrix of the original dtype."""
@@ -68,37 +73,48 @@ class Format(ABC):
     group_size: int
 
     name: ClassVar[str]
-    supported_bits: ClassVar[range]
     source: ClassVar[str]
+    supported_bits: ClassVar[range]
+    stored: ClassVar[tuple[str, ...]] = ("scale",)
+    promises: ClassVar[frozenset[str]]  # names in ``bitdistiller.testing.PROMISES``
 
     def __post_init__(self):
-        if self.bits not in self.supported_bits:
+        if type(self.bits) is not int or self.bits not in self.supported_bits:
             low, high = self.supported_bits[0], self.supported_bits[-1]
-            raise UserError(f"format {self.name} has {low} to {high} bits, not {self.bits}; change bits or the format")
-        if self.group_size < 1:
-            raise UserError(f"format {self.name}: group size must be at least 1, not {self.group_size}")
+            has = f"{low} to {high} bits" if low < high else f"{low} bit{'s' if low > 1 else ''}"
+            raise UserError(f"format {self.name} has {has}, not {self.bits}; change bits or the format")
+        if type(self.group_size) is not int or self.group_size < 1:
+            raise UserError(
+                f"format {self.name}: group size must be a whole number of at least 1, not {self.group_size}"
+            )
 
     # What a format defines; all work on the last dimension, which is one group.
 
     @abstractmethod
-    def fit(self, low: Float[Tensor, "*g 1"], high: Float[Tensor, "*g 1"]) -> Scales:
-        """Numbers a group, from its range ``low <= 0 <= high``."""
+    def fit_groups(self, groups: Float[Tensor, "*g n"]) -> Scales:
+        """Numbers a group, (*g, 1) each, exact in fp16 where they are scales."""
 
     @abstractmethod
     def encode(self, groups: Float[Tensor, "*g n"], scales: Scales) -> Float[Tensor, "*g n"]:
-        """Codes, as whole floats; weights outside the fitted range get the nearest outermost code."""
+        """Codes, as whole floats; weights beyond the outermost levels get the nearest outermost code."""
 
     @abstractmethod
     def decode(self, codes: Float[Tensor, "*g n"], scales: Scales) -> Float[Tensor, "*g n"]:
-        """Values of codes. May overwrite ``codes``."""
+        """Values of codes, ascending with them. May overwrite ``codes``."""
 
-    @abstractmethod
-    def named(self, scales: Scales) -> dict[str, Tensor]:
-        """``scales`` under the names of ``Quantized``'s fields."""
+    @property
+    def level_count(self) -> int:
+        """Codes that a weight can have."""
+        return 2**self.bits
 
-    @abstractmethod
+    @property
+    def code_bits(self) -> float:
+        """Bits that a packed code takes."""
+        return self.bits
+
     def scale_bits(self) -> int:
         """Bits stored for each group beside the codes."""
+        return 16 * len(self.stored)
 
     # What every format gets.
 
@@ -106,50 +122,62 @@ class Format(ABC):
         """Quantize a weight matrix.
 
         Raises:
-            UserError: not a matrix of floating-point numbers, or it holds NaN or Inf.
+            UserError: what ``check_weights`` refuses.
         """
-        _check_weights(w)
-        fitted = [
-            (groups, self.fit(*group_range(groups))) for groups in split_groups(w.detach().float(), self.group_size)
-        ]
+        check_weights(w)
+        fitted = [(groups, self.fit_groups(groups)) for groups in split_groups(w.detach().float(), self.group_size)]
         codes = [self.encode(groups, scales).flatten(1) for groups, scales in fitted]
         joined = tuple(torch.cat(parts, dim=1).squeeze(-1) for parts in zip(*(s for _, s in fitted), strict=True))
-        fields = {"zero": None, "negative_scale": None, **self.named(joined)}
-        return Quantized(self, torch.cat(codes, dim=1).to(torch.uint8), dtype=w.dtype, **fields)
+        return Quantized(self, torch.cat(codes, dim=1).to(torch.uint8), joined, w.dtype)
 
     def dequantize(self, q: Quantized) -> Float[Tensor, "O I"]:
         """Values of a quantized matrix, (O, I), in the dtype it was made from."""
-        scales = self._scales_of(q)
         parts, start = [], 0
         for codes in split_groups(q.codes.float(), self.group_size):
             count = codes.shape[1]
-            part = tuple(s[:, start : start + count].unsqueeze(-1) for s in scales)
+            part = tuple(s[:, start : start + count].unsqueeze(-1) for s in q.scales)
             parts.append(self.decode(codes, part).flatten(1))
             start += count
-        return torch.cat(parts, dim=1).to(q.dtype)
+        return _to_dtype(torch.cat(parts, dim=1), q.dtype)
 
     def round(self, w: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
         """``quantize(w).dequantize()`` without storing codes; no gradient (see ``fake_quantize``)."""
-        return map_groups(self.round_groups, w.float(), self.group_size).to(w.dtype)
+        return _to_dtype(map_groups(self.round_groups, w.float(), self.group_size), w.dtype)
 
     def round_groups(self, groups: Float[Tensor, "O G n"]) -> Float[Tensor, "O G n"]:
-        """Low-bit values of whole groups, each fitted to its own range."""
-        scales = self.fit(*group_range(groups))
+        """Low-bit values of whole groups."""
+        scales = self.fit_groups(groups)
         return self.decode(self.encode(groups, scales), scales)
 
     def levels(self, q: Quantized) -> Float[Tensor, "O G L"]:
         """The codebook of each group: every value that a code can stand for, ascending."""
-        codes = torch.arange(2**self.bits, dtype=torch.float32, device=q.codes.device)
-        scales = tuple(s.unsqueeze(-1) for s in self._scales_of(q))
+        codes = torch.arange(self.level_count, dtype=torch.float32, device=q.codes.device)
+        scales = tuple(s.unsqueeze(-1) for s in q.scales)
         return self.decode(codes.expand(*q.scale.shape, -1).clone(), scales)
+
+    def outermost(self, scales: Scales) -> tuple[Float[Tensor, "*g 1"], Float[Tensor, "*g 1"]]:
+        """Least and greatest level of each group."""
+        return tuple(self.decode(torch.full_like(scales[0], code), scales) for code in (0, self.level_count - 1))
+
+    def unsaturated(self, scales: Scales) -> tuple[Float[Tensor, "*g 1"], Float[Tensor, "*g 1"]]:
+        """Ends of the range in which a weight is rounded and not cut off: the outermost levels, in most formats."""
+        return self.outermost(scales)
 
     def bits_per_weight(self, in_features: int | None = None) -> float:
         """Stored bits a weight, scales and zero points included; ``in_features`` accounts for a ragged last group."""
         row = in_features or self.group_size
-        return self.bits + self.scale_bits() * math.ceil(row / self.group_size) / row
+        return self.code_bits + self.scale_bits() * math.ceil(row / self.group_size) / row
 
-    def _scales_of(self, q: Quantized) -> Scales:
-        return tuple(s for s in (q.scale, q.zero, q.negative_scale) if s is not None)
+
+class RangeFormat(Format):
+    """A format that is fitted to the range of a group; clipping narrows that range."""
+
+    @abstractmethod
+    def fit(self, low: Float[Tensor, "*g 1"], high: Float[Tensor, "*g 1"]) -> Scales:
+        """Numbers a group, from its range ``low <= 0 <= high``."""
+
+    def fit_groups(self, groups: Float[Tensor, "*g n"]) -> Scales:
+        return self.fit(*group_range(groups))
 
 
 def split_groups(w: Tensor, group_size: int) -> Iterator[Float[Tensor, "O G n"]]:
@@ -185,11 +213,36 @@ def snap_down(scale: Tensor) -> Tensor:
     return (half.view(torch.int16) - too_large).view(torch.float16).float()
 
 
-def _check_weights(w: Tensor) -> None:
+def nonzero(scale: Tensor) -> Tensor:
+    """1 where the scale is 0 (all weights are, or vanish in fp16): codes and values are then 0 or equal."""
+    return scale.where(scale > 0, 1.0)
+
+
+def to_half(scale: Tensor) -> Tensor:
+    """The fp16 number nearest to each scale, as fp32; none becomes infinite."""
+    return scale.clamp(-FP16_MAX, FP16_MAX).to(torch.float16).float()
+
+
+def _to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in the dtype of the weights; a level beyond its range (fp16's ends at 65,504) becomes its last number."""
+    limit = torch.finfo(dtype).max
+    return (values.clamp(-limit, limit) if limit < torch.finfo(values.dtype).max else values).to(dtype)
+
+
+def check_weights(w: Tensor) -> None:
+    """Refuse what no format can quantize.
+
+    Raises:
+        UserError: not a matrix of floating-point numbers, an empty one, or NaN, Inf or numbers near the end of fp32.
+    """
     if not isinstance(w, Tensor) or w.ndim != 2 or not w.is_floating_point():
         found = f"{w.dtype} of shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
         raise UserError(f"quantize takes a floating-point matrix (out, in), not {found}")
     if w.numel() == 0:
         raise UserError(f"quantize takes a matrix with weights, not one of shape {tuple(w.shape)}")
-    if not torch.isfinite(w).all():
-        raise UserError(f"the weight matrix of shape {tuple(w.shape)} holds NaN or Inf; nothing was quantized")
+    low, high = w.detach().aminmax()
+    if not (low >= -LARGEST and high <= LARGEST):  # one pass, since training asks at every step; NaN compares as False
+        raise UserError(
+            f"the weight matrix of shape {tuple(w.shape)} holds NaN or Inf, or numbers above {LARGEST:g}; "
+            "nothing was quantized"
+        )

@@ -15,38 +15,32 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bitdistiller.quant.format import Format, Scales, snap_down
+from bitdistiller.quant.format import RangeFormat, Scales, nonzero, snap_down
 
 
 @dataclass(frozen=True)
-class IntAsym(Format):
+class IntAsym(RangeFormat):
     """Asymmetric integer format, 1 to 8 bits (BitDistiller, arXiv 2402.10631, section 3.1: INT at 2 bits)."""
 
     name = "int-asym"
     supported_bits = range(1, 9)
     source = "BitDistiller, arXiv 2402.10631, section 3.1"
+    stored = ("scale", "zero")
+    promises = frozenset({"idempotent", "nearest", "half-step", "scale-equivariant", "monotone", "zero-is-level"})
 
     def fit(self, low: Tensor, high: Tensor) -> Scales:
         top = 2**self.bits - 1
         scale = snap_down((high - low) / top)
-        zero = -(low / _safe(scale) + 0.5).floor()
+        zero = -(low / nonzero(scale) + 0.5).floor()
         return scale, zero.clamp(0, top)
 
     def encode(self, groups: Tensor, scales: Scales) -> Tensor:
         scale, zero = scales
-        return (groups / _safe(scale)).add_(zero + 0.5).floor_().clamp_(0, 2**self.bits - 1)
+        return (groups / nonzero(scale)).add_(zero + 0.5).floor_().clamp_(0, 2**self.bits - 1)
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         scale, zero = scales
         return codes.sub_(zero).mul_(scale)
 
-    def named(self, scales: Scales) -> dict[str, Tensor]:
-        return {"scale": scales[0], "zero": scales[1]}
-
     def scale_bits(self) -> int:
         return 16 + self.bits
-
-
-def _safe(scale: Tensor) -> Tensor:
-    """1 where the scale is 0 (all weights are, or vanish in fp16): codes are then 0 and decode to 0."""
-    return scale.where(scale > 0, 1.0)

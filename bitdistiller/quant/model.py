@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from bitdistiller.errors import UserError
 from bitdistiller.quant.format import Format
+from bitdistiller.quant.learned import LearnedScaleLinear
 from bitdistiller.quant.ste import fake_quantize
 
 
@@ -37,8 +38,20 @@ def quantizable(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def quantize_model(model: nn.Module, fmt: Format) -> int:
-    """Fake-quantize every Linear of ``model`` except its head, in place; returns how many weights that are."""
+    """Fake-quantize every Linear of ``model`` except its head, in place; returns how many weights that are.
+
+    Raises:
+        UserError: nothing to quantize, rows shorter than a group, or layers with learned scales.
+    """
     layers = quantizable(model)
+    for name, layer in layers.items():
+        if isinstance(layer, LearnedScaleLinear):
+            raise UserError(f"{name} has learned scales already, so there is nothing left to quantize")
+        if layer.in_features < fmt.group_size:
+            raise UserError(
+                f"{name} has rows of {layer.in_features} weights, fewer than group_size = {fmt.group_size}; "
+                f"choose a group size of at most {layer.in_features}"
+            )
     for layer in layers.values():
         layer.__class__ = FakeQuantLinear
         layer.format = fmt
@@ -51,5 +64,11 @@ def bake(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, FakeQuantLinear):
             layer.weight.copy_(layer.format.round(layer.weight))
-            layer.__class__ = nn.Linear
-            del layer.format
+        elif isinstance(layer, LearnedScaleLinear):
+            layer.weight.copy_(layer.quantized().dequantize())
+            for name in layer.format.stored:
+                delattr(layer, name)
+        else:
+            continue
+        layer.__class__ = nn.Linear
+        del layer.format

@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bitdistiller.quant.format import FP16_MAX, Format, Scales
+from bitdistiller.quant.format import FP16_MAX, RangeFormat, Scales
 
 _FP16_MIN_NORMAL = 2.0**-14
 
@@ -33,12 +33,14 @@ LEVELS = {
 
 
 @dataclass(frozen=True)
-class NfAsym(Format):
+class NfAsym(RangeFormat):
     """Asymmetric normal-float format, 2 to 4 bits (AFPQ, arXiv 2311.01792; BitDistiller section 3.1: NF at 3 bits)."""
 
     name = "nf-asym"
     supported_bits = range(2, 5)
     source = "AFPQ, arXiv 2311.01792; BitDistiller, arXiv 2402.10631, section 3.1"
+    stored = ("scale", "negative_scale")
+    promises = frozenset({"idempotent", "nearest", "half-step", "scale-equivariant", "monotone", "zero-is-level"})
 
     def fit(self, low: Tensor, high: Tensor) -> Scales:
         return _snap(high), _snap(-low)
@@ -57,12 +59,6 @@ class NfAsym(Format):
         levels = torch.tensor(LEVELS[self.bits], device=codes.device)
         values = levels.index_select(0, codes.flatten().int()).view(codes.shape)
         return values.mul_(torch.where(values > 0, positive, negative))
-
-    def named(self, scales: Scales) -> dict[str, Tensor]:
-        return {"scale": scales[0], "negative_scale": scales[1]}
-
-    def scale_bits(self) -> int:
-        return 32
 
 
 def _snap(scale: Tensor) -> Tensor:
