@@ -217,6 +217,15 @@ def _format(value: float, log: bool) -> str:
     return digits(value, 2 if not log else 0 if value >= 100 else 1)
 
 
+def _log_axis(ax: Axes) -> None:
+    """A logarithmic y axis with readable numbers; powers of ten alone where more would crowd."""
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 1e3 else (1, 2, 5), numticks=12))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None) -> None:
     ax.set_xticks(list(places.values()), [name.replace(" ", "\n", 1) for name in places])
     ax.set_xlim(-0.45, max(places.values()) + 0.45)
@@ -224,14 +233,9 @@ def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None)
     if len(whole) < len(places):
         ax.axvline(max(whole) + 0.675, color=GRID, linewidth=0.8)
     if log:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        _log_axis(ax)
         low, high = ax.get_ylim()
         ax.set_ylim(low, high * (high / low) ** 0.08)
-        if high / low > 1e3:
-            ax.yaxis.set_major_locator(LogLocator(subs=(1,), numticks=12))
     else:
         ax.margins(y=0.14)
         ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -290,10 +294,7 @@ def _curves(report: StudyReport, field: str, ylabel: str, caption: str) -> Drawi
         if not drawn:
             return None
         ax.set_xlabel("step")
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        _log_axis(ax)
         figure.legend(loc="outside lower left", ncols=4)
     return Drawing(figure, caption)
 
