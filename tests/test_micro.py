@@ -45,7 +45,7 @@ def test_the_stated_perplexity_is_the_model_s(name):
 
 def test_shared_and_other_vocabularies():
     vocabularies = {name: load_model(name).tokenizer.get_vocab() for name in MICRO_MODELS}
-    assert vocabularies["micro-1m"] == vocabularies["micro-3m"]
+    assert vocabularies["micro-1m"] == vocabularies["micro-3m"] == vocabularies["micro-6m"]
     other = vocabularies["micro-3m-alt"]
     assert len(other) == len(vocabularies["micro-3m"]) == 4096 and other != vocabularies["micro-3m"]
 

@@ -23,7 +23,8 @@ class PowersOfTwo:
     def dequantize(self):
         values = self.levels(self).repeat_interleave(self.group_size, 1)[:, : self.codes.shape[1]]
         largest = torch.finfo(self.dtype).max  # the next power of two may lie beyond fp16
-        return values.gather(-1, self.codes.unsqueeze(-1)).squeeze(-1).clamp(-largest, largest).to(self.dtype)
+        values = values.double().gather(-1, self.codes.unsqueeze(-1)).squeeze(-1)
+        return values.clamp(-largest, largest).to(self.dtype)
 
     def levels(self, q):
         return torch.tensor([-1, -0.5, 0, 0.5, 1]) * q.scale.unsqueeze(-1)
