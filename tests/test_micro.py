@@ -16,7 +16,6 @@ from bitdistiller.models import load_model
 from bitdistiller.models.micro import MICRO_MODELS, WEIGHTS_DIR
 from bitdistiller.models.pretrain import PretrainFile, load_pretrain_params, pretrain, pretrain_tokenizer
 
-
 # Shape and recipe are decided; its pretraining had not stopped by its rule when this was committed.
 UNFINISHED = {"micro-6m"}
 IN_GIT = [name for name in MICRO_MODELS if name not in UNFINISHED]
@@ -30,7 +29,7 @@ def test_weights_together_fit_into_git():
 @pytest.mark.parametrize("name", sorted(UNFINISHED))
 def test_a_model_without_weights_says_how_to_make_them(name):
     assert not (WEIGHTS_DIR / name).exists()
-    with pytest.raises(UserError, match="has no weights in .* `make pretrain`"):
+    with pytest.raises(UserError, match=r"has no weights in .* `make pretrain`"):
         load_model(name)
 
 
