@@ -22,11 +22,12 @@ def check(params: Params) -> None:
         fmt = make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size)
         if quantizer.clip != "none":
             require_range(fmt)
-    sections = [*params.data.values(), *params.quantizers.values(), *params.evaluation.perplexity.values()]
+    sections = [*params.texts.values(), *params.quantizers.values(), *params.evaluation.perplexity.values()]
     for name in {name for section in sections for name in section.text}:
         known_text(name)
     models = {entry.model for entry in (*params.quantizers.values(), *params.baselines.values())}
-    models |= {name for data in params.data.values() for name in (data.teacher, data.generator) if name}
+    models |= {data.teacher for data in params.data.values()}
+    models |= {text.generator for text in params.training_text.values()}
     for name in models:
         model_origin(name)
     for name in params.studies:

@@ -18,20 +18,22 @@ Seed = Annotated[int, Field(ge=0)]
 TextNames = Annotated[list[str], Field(min_length=1)]
 
 
+Loss = Literal["cakld", "forward_kl", "reverse_kl", "jsd", "tsld", "ce"]
+Gamma = Literal["label", "max", "label-with-padding", "max-with-padding"]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DataParams(Section):
-    """One distillation set: sequences to train on and the teacher whose distributions they carry.
+class TextParams(Section):
+    """Sequences to train on: ``generator`` continues ``sequences`` prompts cut from ``text``.
 
-    ``generator`` writes ``sequences`` continuations of prompts cut from ``text``; ``corpus_sequences`` more are the
-    text itself. Lengths are tokens.
+    ``corpus_sequences`` more are the text itself, in the generator's tokens. Lengths are tokens.
     """
 
-    teacher: str
+    generator: str
     text: TextNames
-    generator: str | None
     sequences: int = Field(ge=0)
     corpus_sequences: int = Field(ge=0)
     length: PositiveInt
@@ -42,7 +44,7 @@ class DataParams(Section):
     seed: Seed
 
     @model_validator(mode="after")
-    def _room_to_write(self) -> "DataParams":
+    def _room_to_write(self) -> "TextParams":
         if self.prompt_length >= self.length:
             raise ValueError(
                 f"prompt_length = {self.prompt_length} leaves nothing of length = {self.length} to generate"
@@ -50,28 +52,50 @@ class DataParams(Section):
         return self
 
 
+class DataParams(Section):
+    """What a student learns from: a training text (or one that a student wrote) and the teacher that reads it."""
+
+    teacher: str
+    training_text: str
+
+
 class QuantizerParams(Section):
     """How a model's weights become low-bit: the format and the clipping search that initialises the student.
 
-    ``calibration_tokens`` activations decide the clipping bounds (``clip: asymmetric``), found on ``text``.
+    ``calibration_tokens`` activations decide the clipping bounds, found on ``text``: one for each end of a group's
+    range (``asymmetric``) or one shrink for both (``symmetric``). ``scales`` are fitted to the latent weights at every
+    step or learned beside them; ``estimator`` is the straight-through estimator of the backward pass.
     """
 
     model: str
     format: str
     bits: int = Field(ge=1, le=8)
     group_size: PositiveInt
-    clip: Literal["asymmetric", "none"]
+    clip: Literal["asymmetric", "symmetric", "none"]
+    scales: Literal["fitted", "learned"]
+    estimator: Literal["pass-through", "clipped", "tanh"]
     text: TextNames
     calibration_tokens: PositiveInt
     calibration_length: PositiveInt
 
 
 class RunParams(Section):
-    """One student trained one way. ``batch_tokens`` is one optimizer step, split into ``micro_batches`` passes."""
+    """One student trained one way.
+
+    The loss is ``temperature``^2 times the divergence of distributions softened by ``temperature``, plus ``ce_weight``
+    times the cross-entropy of the data (``loss: ce`` is that alone). ``gamma``, CAKLD's weight of reverse KL, is a
+    number or a way to measure it on the data set: the teacher's mean probability of the label or of its own favourite,
+    over real tokens or with padding counted in. ``batch_tokens`` is one optimizer step, split into ``micro_batches``
+    passes.
+    """
 
     quantizer: str
     data: str
-    loss: Literal["cakld", "forward_kl", "reverse_kl"]
+    loss: Loss
+    gamma: Gamma | Annotated[float, Field(ge=0, le=1)]
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    ce_weight: float = Field(ge=0, allow_inf_nan=False)
+    allow_vocabulary_mismatch: bool
     steps: PositiveInt
     batch_tokens: PositiveInt
     micro_batches: PositiveInt
@@ -90,6 +114,12 @@ class BaselineParams(Section):
     model: str
     weights: Literal["pretrained", "random"]
     seed: Seed
+
+
+class PtqParams(Section):
+    """A model whose weights are clipped and rounded as ``quantizer`` says, and not trained."""
+
+    quantizer: str
 
 
 class PerplexityParams(Section):
@@ -117,7 +147,8 @@ class EvaluationParams(Section):
 class Params(Section):
     """A whole ``params.yaml``.
 
-    ``root`` and ``weights`` only tell DVC what stages depend on; ``defaults`` is a place for YAML anchors.
+    ``root`` and ``weights`` only tell DVC what stages depend on; ``defaults`` is a place for YAML anchors. The generator
+    of a ``student_text`` is an entry of ``quantizers``: a student before training.
     """
 
     root: str
@@ -125,23 +156,49 @@ class Params(Section):
     scale: str
     threads: PositiveInt
     defaults: dict = {}
+    training_text: dict[str, TextParams]
+    student_text: dict[str, TextParams]
     data: dict[str, DataParams]
     quantizers: dict[str, QuantizerParams]
     runs: dict[str, RunParams]
     baselines: dict[str, BaselineParams]
+    ptq: dict[str, PtqParams]
     evaluation: EvaluationParams
     studies: dict[str, dict]
+
+    @property
+    def texts(self) -> dict[str, TextParams]:
+        """Training texts of both kinds."""
+        return self.training_text | self.student_text
+
+    @property
+    def scored(self) -> set[str]:
+        """Names that have scores: of runs, baselines and rounded models."""
+        return {*self.runs, *self.baselines, *self.ptq}
 
     @model_validator(mode="after")
     def _references_exist(self) -> "Params":
         for name, run in self.runs.items():
-            if run.quantizer not in self.quantizers:
-                raise ValueError(f"runs.{name}.quantizer names {run.quantizer!r}, which is not under quantizers")
-            if run.data not in self.data:
-                raise ValueError(f"runs.{name}.data names {run.data!r}, which is not under data")
-        if both := set(self.runs) & set(self.baselines):
-            raise ValueError(f"{', '.join(sorted(both))} is both a run and a baseline; names must differ")
+            _require(run.quantizer, self.quantizers, f"runs.{name}.quantizer", "quantizers")
+            _require(run.data, self.data, f"runs.{name}.data", "data")
+        for name, rounded in self.ptq.items():
+            _require(rounded.quantizer, self.quantizers, f"ptq.{name}.quantizer", "quantizers")
+        for name, text in self.student_text.items():
+            _require(text.generator, self.quantizers, f"student_text.{name}.generator", "quantizers")
+        for name, data in self.data.items():
+            _require(data.training_text, self.texts, f"data.{name}.training_text", "training_text or student_text")
+        if both := set(self.training_text) & set(self.student_text):
+            raise ValueError(f"{', '.join(sorted(both))} stands in training_text and student_text; names must differ")
+        if len(self.scored) < len(self.runs) + len(self.baselines) + len(self.ptq):
+            names = [*self.runs, *self.baselines, *self.ptq]
+            twice = sorted(name for name in self.scored if names.count(name) > 1)
+            raise ValueError(f"{', '.join(twice)} stands in two of runs, baselines and ptq; names must differ")
         return self
+
+
+def _require(name: str, table: dict, where: str, section: str) -> None:
+    if name not in table:
+        raise ValueError(f"{where} names {name!r}, which is not under {section}")
 
 
 def load_params(path: str | Path = PARAMS_FILE) -> Params:

@@ -44,17 +44,22 @@ def make_params(model: Path, text: Path, **run) -> dict:
     texts = [str(text)]
     return {
         "root": ".", "weights": ".", "scale": "tiny", "threads": 1,
-        "data": {"self": {
-            "teacher": str(model), "generator": str(model), "sequences": 12, "corpus_sequences": 12, "text": texts,
+        "training_text": {"own": {
+            "generator": str(model), "sequences": 12, "corpus_sequences": 12, "text": texts,
             "length": 32, "prompt_length": 8, "temperature": 0.7, "top_p": 1.0, "batch_size": 8, "seed": 0}},
+        "student_text": {},
+        "data": {"self": {"teacher": str(model), "training_text": "own"}},
         "quantizers": {"int2": {
-            "model": str(model), "format": "int-asym", "bits": 2, "group_size": 20, "clip": "asymmetric", "text": texts,
+            "model": str(model), "format": "int-asym", "bits": 2, "group_size": 20, "clip": "asymmetric",
+            "scales": "fitted", "estimator": "pass-through", "text": texts,
             "calibration_tokens": 64, "calibration_length": 32}},
         "runs": {"student": {
-            "quantizer": "int2", "data": "self", "loss": "cakld", "steps": 6, "batch_tokens": 128, "micro_batches": 2,
+            "quantizer": "int2", "data": "self", "loss": "cakld", "gamma": "label", "temperature": 1.0,
+            "ce_weight": 0.0, "allow_vocabulary_mismatch": False, "steps": 6, "batch_tokens": 128, "micro_batches": 2,
             "learning_rate": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "checkpoint_every": 2, "validate_every": 3,
             "validation_sequences": 4, "seed": 0, **run}},
         "baselines": {"full": {"model": str(model), "weights": "pretrained", "seed": 0}},
+        "ptq": {},
         "evaluation": {
             "perplexity": {"heldout": {"text": texts, "window": 32, "max_tokens": 500}}, "tasks": {},
             "batch_tokens": 256, "seed": 0},

@@ -226,12 +226,11 @@ def study_params(study: Study, params: Params) -> StudyParams:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("studies", study.name, *first["loc"]))
         raise UserError(f"key {where}: {first['msg']}") from None
-    known = params.runs.keys() | params.baselines.keys()
     for condition, runs in chosen.conditions().items():
         if not runs:
             raise UserError(f"studies.{study.name} has no runs for {condition}")
-        if unknown := [run for run in runs if run not in known]:
-            raise UserError(f"studies.{study.name} names {', '.join(unknown)}, neither under runs nor under baselines")
+        if unknown := [run for run in runs if run not in params.scored]:
+            raise UserError(f"studies.{study.name} names {', '.join(unknown)}, which is not under runs, baselines or ptq")
     return chosen
 
 
