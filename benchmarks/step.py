@@ -21,7 +21,7 @@ from measure import measured
 from torch.nn import functional as F
 
 from bitdistiller.device import has_bf16
-from bitdistiller.distill.chunked import chunked_cakld
+from bitdistiller.distill.chunked import chunked_loss
 from bitdistiller.distill.losses import cakld
 from bitdistiller.distill.trainer import choose_attention
 from bitdistiller.models import load_model
@@ -29,6 +29,7 @@ from bitdistiller.provenance import environment
 from bitdistiller.quant import make_format, quantize_model
 
 GAMMA = 0.7
+OBJECTIVE = Objective("cakld", GAMMA)
 
 
 def autocast(enabled: bool = True):
@@ -47,6 +48,7 @@ class Steps:
         self.lean = copy.deepcopy(self.student)
         choose_attention(self.lean, length)
         self.ids = torch.randint(2, self.teacher.config.vocab_size, (rows, length))
+        self.labels = self.ids.flatten()  # CAKLD asks for none
         dtype = torch.bfloat16 if has_bf16() else torch.float32
         with torch.no_grad(), autocast():
             self.states = self.teacher.base_model(self.ids, use_cache=False).last_hidden_state.to(dtype).flatten(0, 1)
@@ -64,7 +66,7 @@ class Steps:
         with autocast():
             hidden = self.lean.base_model(self.ids, use_cache=False).last_hidden_state.flatten(0, 1)
         head = self.lean.get_output_embeddings().weight
-        self.update(self.lean, chunked_cakld(hidden, head, self.states, self.head, GAMMA) / len(hidden))
+        self.update(self.lean, chunked_loss(hidden, head, self.states, self.head, self.labels, OBJECTIVE) / len(hidden))
 
     def obvious(self, mixed: bool = True) -> None:
         with torch.no_grad(), autocast(mixed):

@@ -62,26 +62,40 @@ def check(params: ParamsPath = DEFAULT_PARAMS) -> None:
 
 
 @app.command()
-def data(name: Annotated[str, typer.Argument(help="Entry under `data`.")], params: ParamsPath = DEFAULT_PARAMS) -> None:
-    """Make a distillation set: teacher-generated continuations and corpus text."""
+def text(
+    name: Annotated[str, typer.Argument(help="Entry under `training_text` or `student_text`.")],
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Make a training text: continuations that a model writes, and corpus text."""
     import torch
 
     from bitdistiller.config import entry
-    from bitdistiller.data.generate import make_data
+    from bitdistiller.data.generate import make_text
+    from bitdistiller.models import load_model
     from bitdistiller.provenance import Stopwatch, environment
+    from bitdistiller.quant import bake
 
     loaded, watch = _load(params), Stopwatch()
     torch.set_num_threads(loaded.threads)
-    record = make_data(entry(loaded.data, "data", name), ARTIFACTS / "data" / f"{name}.jsonl")
+    section = entry(loaded.texts, "training_text and student_text", name)
+    if name in loaded.student_text:
+        from bitdistiller.distill.student import prepare_student
+
+        bounds = ARTIFACTS / "clip" / f"{section.generator}.safetensors"
+        source = prepare_student(loaded.quantizers[section.generator], bounds)
+        bake(source.model)
+    else:
+        source = load_model(section.generator)
+    record = make_text(section, source, ARTIFACTS / "text" / f"{name}.jsonl")
     record |= {"environment": environment().model_dump(), "cost": watch.cost().model_dump()}
-    _write_json(record, RESULTS / "data" / f"{name}.json")
+    _write_json(record, RESULTS / "text" / f"{name}.json")
 
 
 @app.command()
 def teacher(
     name: Annotated[str, typer.Argument(help="Entry under `data`.")], params: ParamsPath = DEFAULT_PARAMS
 ) -> None:
-    """Cache the teacher's hidden states and confidence (gamma) over a distillation set."""
+    """Cache the teacher's hidden states and confidence (gamma) over a training text."""
     import torch
 
     from bitdistiller.config import entry
@@ -90,8 +104,11 @@ def teacher(
     loaded = _load(params)
     torch.set_num_threads(loaded.threads)
     section = entry(loaded.data, "data", name)
-    record = cache_teacher(section, ARTIFACTS / "data" / f"{name}.jsonl", ARTIFACTS / "teacher" / name)
-    print(f"{name}: gamma {record['gamma']:.4f} over {record['tokens']:,} tokens")
+    text = ARTIFACTS / "text" / f"{section.training_text}.jsonl"
+    length = loaded.texts[section.training_text].length
+    record = cache_teacher(section.teacher, length, text, ARTIFACTS / "teacher" / name)
+    _write_json(record, RESULTS / "teachers" / f"{name}.json")
+    print(f"{name}: gamma {record['gammas']['label']:.4f} over {record['tokens']:,} tokens")
 
 
 @app.command()
@@ -125,7 +142,8 @@ def train(
 
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="Entry under `runs` or `baselines`.")], params: ParamsPath = DEFAULT_PARAMS
+    name: Annotated[str, typer.Argument(help="Entry under `runs`, `baselines` or `ptq`.")],
+    params: ParamsPath = DEFAULT_PARAMS,
 ) -> None:
     """Score one student or baseline: held-out perplexity and tasks, with per-item results."""
     from bitdistiller.evaluate.run import evaluate_run

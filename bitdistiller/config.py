@@ -78,6 +78,12 @@ class QuantizerParams(Section):
     calibration_tokens: PositiveInt
     calibration_length: PositiveInt
 
+    @model_validator(mode="after")
+    def _learned_scales_bring_their_gradient(self) -> "QuantizerParams":
+        if self.scales == "learned" and self.estimator != "clipped":
+            raise ValueError("learned scales come with LSQ's gradient, whose estimator is `clipped`; set it so")
+        return self
+
 
 class RunParams(Section):
     """One student trained one way.
@@ -104,6 +110,7 @@ class RunParams(Section):
     weight_decay: float = Field(ge=0)
     checkpoint_every: PositiveInt
     validate_every: PositiveInt
+    validation_text: TextNames
     validation_sequences: PositiveInt
     seed: Seed
 
@@ -147,8 +154,8 @@ class EvaluationParams(Section):
 class Params(Section):
     """A whole ``params.yaml``.
 
-    ``root`` and ``weights`` only tell DVC what stages depend on; ``defaults`` is a place for YAML anchors. The generator
-    of a ``student_text`` is an entry of ``quantizers``: a student before training.
+    ``root`` and ``weights`` only tell DVC what stages depend on; ``defaults`` is a place for YAML anchors. The
+    generator of a ``student_text`` is an entry of ``quantizers``: a student before training.
     """
 
     root: str

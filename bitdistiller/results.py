@@ -113,7 +113,7 @@ class CurvePoint(Record):
 
 
 class TrainingRecord(Record):
-    """How one student was trained and what it cost.
+    """How one student was trained and what it cost. ``gamma`` is CAKLD's weight of reverse KL.
 
     ``tokens`` leaves padding out. ``resumed_at`` is the step of the checkpoint from which the last attempt went on;
     above 0, ``cost`` covers the steps after it only.
@@ -124,7 +124,7 @@ class TrainingRecord(Record):
     steps: int
     tokens: int
     resumed_at: int = 0
-    gamma: float
+    gamma: float | None
     final_loss: float
     curve: list[CurvePoint]
     parameters_used: dict

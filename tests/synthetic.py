@@ -222,6 +222,7 @@ def make_params(section: dict | None, scale: str = "micro", root: Path = ROOT, s
         "weight_decay": 0.0,
         "checkpoint_every": 20,
         "validate_every": 10,
+        "validation_text": ["wikipedia"],
         "validation_sequences": 8,
         "seed": 0,
     }

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from statistics import mean
 
 import pytest
 import torch
@@ -15,11 +16,13 @@ import yaml
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from bitdistiller.data.generate import TrainingSequence, make_data, padded, read_sequences, statistics
+from bitdistiller.config import Params
+from bitdistiller.data.generate import TrainingSequence, make_text, padded, read_sequences, statistics
 from bitdistiller.distill.clipping import apply_clipping, search_model
 from bitdistiller.distill.losses import cakld
-from bitdistiller.distill.teacher import IGNORED, cache_teacher, next_tokens, read_teacher
-from bitdistiller.distill.trainer import _trainer, prepare_student, train
+from bitdistiller.distill.student import load_student, prepare_student
+from bitdistiller.distill.teacher import IGNORED, confidence, last_hidden_states, next_tokens, read_teacher
+from bitdistiller.distill.trainer import _trainer, make_objective, train
 from bitdistiller.errors import UserError
 from bitdistiller.models import load_model
 from tests import tiny
@@ -30,8 +33,7 @@ def world(tmp_path_factory, tiny_model, tiny_text):
     """Artifacts folder with data, teacher cache and clipping bounds of the tiny world."""
     folder = tmp_path_factory.mktemp("world") / "artifacts"
     params = tiny.params(tiny_model, tiny_text)
-    make_data(params.data["self"], folder / "data" / "self.jsonl")
-    cache_teacher(params.data["self"], folder / "data" / "self.jsonl", folder / "teacher" / "self")
+    tiny.make_teacher(params, folder)
     search_model(params.quantizers["int2"], folder / "clip" / "int2.safetensors")
     return folder
 
@@ -40,7 +42,7 @@ def fresh(world, tmp_path):
     """A copy of the world's inputs in which one test may train."""
     folder = tmp_path / "artifacts"
     folder.mkdir()
-    for name in ("data", "teacher", "clip"):
+    for name in ("text", "teacher", "clip"):
         (folder / name).symlink_to(world / name)
     return folder
 
@@ -50,10 +52,11 @@ def weights(folder):
 
 
 def test_data_is_seeded_and_says_what_it_is(tiny_model, tiny_text, tmp_path):
-    section = tiny.params(tiny_model, tiny_text).data["self"]
-    records = [make_data(section, tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    section = tiny.params(tiny_model, tiny_text).training_text["own"]
+    records = [make_text(section, load_model(section.generator), tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
     assert records[0] == records[1] and (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    other = make_data(section.model_copy(update={"seed": 1}), tmp_path / "c.jsonl")
+    changed = section.model_copy(update={"seed": 1})
+    other = make_text(changed, load_model(section.generator), tmp_path / "c.jsonl")
     assert other["sha256"] != records[0]["sha256"]
     sequences = read_sequences(tmp_path / "a.jsonl")
     assert len(sequences) == 24 == records[0]["sequences"]
@@ -65,18 +68,20 @@ def test_data_is_seeded_and_says_what_it_is(tiny_model, tiny_text, tmp_path):
 
 def test_more_prompts_than_documents_are_cut_from_further_inside(tiny_model, tiny_text, tmp_path):
     section = (
-        tiny.params(tiny_model, tiny_text).data["self"].model_copy(update={"sequences": 10**6, "corpus_sequences": 0})
+        tiny.params(tiny_model, tiny_text)
+        .training_text["own"]
+        .model_copy(update={"sequences": 10**6, "corpus_sequences": 0})
     )
     with pytest.raises(UserError, match="of 1000000 prompts"):
-        make_data(section, tmp_path / "x.jsonl")
+        make_text(section, load_model(section.generator), tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()
 
 
 def test_interrupted_generation_goes_on_to_the_same_sequences(tiny_model, tiny_text, tmp_path, monkeypatch):
     from bitdistiller.data import generate as module
 
-    section = tiny.params(tiny_model, tiny_text).data["self"]
-    whole = make_data(section, tmp_path / "whole.jsonl")
+    section = tiny.params(tiny_model, tiny_text).training_text["own"]
+    whole = make_text(section, load_model(section.generator), tmp_path / "whole.jsonl")
     working, calls = module._continue, []
 
     def interrupted(*arguments):
@@ -87,10 +92,10 @@ def test_interrupted_generation_goes_on_to_the_same_sequences(tiny_model, tiny_t
 
     monkeypatch.setattr(module, "_continue", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_data(section, tmp_path / "killed.jsonl")
+        make_text(section, load_model(section.generator), tmp_path / "killed.jsonl")
     (partial,) = tmp_path.glob("killed*.partial")
     partial.write_text(partial.read_text() + '{"document": "torn')
-    assert make_data(section, tmp_path / "killed.jsonl") == whole
+    assert make_text(section, load_model(section.generator), tmp_path / "killed.jsonl") == whole
     assert len(calls) == 3 and not partial.exists()  # one batch before, one interrupted, one after
 
 
@@ -101,19 +106,33 @@ def test_statistics_see_loops():
     assert statistics([varied], 0)["distinct_2"] == 1 and statistics([loop], 0)["distinct_2"] < 0.1
 
 
-def test_labels_and_gamma_ignore_padding(tiny_model, world):
+def test_labels_end_with_their_sequence():
     ids, mask = padded([[0, 5, 6], [0, 7]], pad=1, length=4)
     assert next_tokens(ids, mask).tolist() == [[5, 6, IGNORED, IGNORED], [7, IGNORED, IGNORED, IGNORED]]
-    teacher = read_teacher(world / "teacher" / "self")
+
+
+def test_confidence_is_measured_in_four_ways(tiny_model):
     model = load_model(str(tiny_model)).model
-    confidences = []
-    for row, labels, attention in zip(teacher.input_ids, teacher.labels, teacher.attention, strict=True):
-        count = int(attention.sum())
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(2, 30, (length,), generator=generator).tolist() for length in (8, 5, 3)]
+    ids, mask = padded(rows, pad=1, length=8)
+    states = last_hidden_states(model, ids, mask, torch.float32)
+    label, largest = {True: [], False: []}, {True: [], False: []}  # by whether the position predicts a real token
+    for row, attention in zip(ids, mask, strict=True):
         with torch.no_grad():
-            probabilities = model(row[None, :count]).logits[0].softmax(-1)
-        confidences += [probabilities[i, labels[i]].item() for i in range(count - 1)]
-    assert (teacher.labels != IGNORED).sum() == len(confidences)
-    assert teacher.gamma == pytest.approx(sum(confidences) / len(confidences), rel=0.02)  # bf16 against fp32
+            probabilities = model(row[None], attention_mask=attention[None].long()).logits[0].softmax(-1)
+        for place in range(7):
+            label[bool(attention[place + 1])].append(probabilities[place, row[place + 1]].item())
+            largest[bool(attention[place + 1])].append(probabilities[place].max().item())
+    assert len(label[True]) == 7 + 4 + 2
+    expected = {
+        "label": mean(label[True]),
+        "max": mean(largest[True]),
+        "label-with-padding": mean(label[True] + label[False]),
+        "max-with-padding": mean(largest[True] + largest[False]),
+    }
+    found = confidence(states, model.get_output_embeddings().weight, ids, mask)
+    assert found == pytest.approx(expected, rel=0.03)  # the states are computed under bf16
 
 
 def test_clipping_leaves_queries_and_keys_alone(tiny_model, tiny_text, world):
@@ -131,8 +150,9 @@ def test_clipping_leaves_queries_and_keys_alone(tiny_model, tiny_text, world):
 def test_first_loss_is_cakld_of_the_clipped_student(tiny_model, tiny_text, world, tmp_path):
     params = tiny.params(tiny_model, tiny_text)
     teacher = read_teacher(world / "teacher" / "self")
-    student = prepare_student(params, params.runs["student"], world / "clip" / "int2.safetensors")
-    trainer = _trainer(params.runs["student"], params, student, teacher, tmp_path)
+    run = params.runs["student"]
+    student = prepare_student(params.quantizers["int2"], world / "clip" / "int2.safetensors")
+    trainer = _trainer(run, params, student, teacher, make_objective(run, teacher), tmp_path)
     batch = [trainer.train_dataset[i] for i in range(3)]
     inputs = {key: torch.stack([example[key] for example in batch]) for key in batch[0]}
     real = inputs["labels"] != IGNORED
@@ -140,7 +160,7 @@ def test_first_loss_is_cakld_of_the_clipped_student(tiny_model, tiny_text, world
     with torch.no_grad():
         full = load_model(str(tiny_model)).model
         logits = [m(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits for m in (student.model, full)]
-    assert loss.item() == pytest.approx(cakld(*logits, gamma=teacher.gamma, mask=real).item(), rel=0.05)
+    assert loss.item() == pytest.approx(cakld(*logits, gamma=teacher.gammas["label"], mask=real).item(), rel=0.05)
 
 
 def test_training_lowers_the_loss_and_records_it(tiny_model, tiny_text, world, tmp_path):
@@ -242,8 +262,8 @@ def test_divergence_stops_with_step_loss_and_checkpoint(
         total = module_chunked(*arguments)
         return total * factor if len(calls) > 6 else total  # micro-batch 7: step 4
 
-    module_chunked = module.chunked_cakld
-    monkeypatch.setattr(module, "chunked_cakld", broken)
+    module_chunked = module.chunked_loss
+    monkeypatch.setattr(module, "chunked_loss", broken)
     folder = fresh(world, tmp_path)
     with pytest.raises(UserError, match=rf"step 4: .*{words}.*checkpoint-2"):
         train("student", tiny.params(tiny_model, tiny_text), folder)
@@ -265,6 +285,49 @@ def test_teacher_with_another_vocabulary_is_refused(tiny_model, tiny_text, world
         train("student", params, tmp_path)
 
 
+def test_another_vocabulary_may_be_tried_on_request(tiny_model, tiny_text, tmp_path):
+    other = tiny.make_model(tmp_path / "other", kind="unigram")
+    foreign = tiny.params(other, tiny_text)
+    tiny.make_teacher(foreign, tmp_path)
+    params = tiny.params(tiny_model, tiny_text, allow_vocabulary_mismatch=True, steps=2)
+    search_model(params.quantizers["int2"], tmp_path / "clip" / "int2.safetensors")
+    assert train("student", params, tmp_path).teacher == str(other)
+
+
+@pytest.mark.parametrize("change", [
+    {"loss": "jsd"},
+    {"loss": "tsld"},
+    {"loss": "ce"},
+    {"loss": "cakld", "temperature": 5.0, "ce_weight": 1.0},
+    {"loss": "cakld", "gamma": 0.25},
+    {"loss": "cakld", "gamma": "max-with-padding"},
+])  # fmt: skip
+def test_every_objective_trains(tiny_model, tiny_text, world, tmp_path, change):
+    params = tiny.params(tiny_model, tiny_text, steps=2, **change)
+    record = train("student", params, fresh(world, tmp_path))
+    assert math.isfinite(record.final_loss) and (record.gamma is None) == (change["loss"] != "cakld")
+    if "gamma" in change:
+        measured = read_teacher(world / "teacher" / "self").gammas
+        assert record.gamma == (change["gamma"] if change["gamma"] == 0.25 else measured[change["gamma"]])
+
+
+def test_learned_scales_are_trained_saved_and_loaded(tiny_model, tiny_text, world, tmp_path):
+    raw = tiny.make_params(tiny_model, tiny_text, steps=3)
+    raw["quantizers"]["int2"] |= {"scales": "learned", "estimator": "clipped", "clip": "none"}
+    params, folder = Params.model_validate(raw), fresh(world, tmp_path)
+    (folder / "clip").unlink()
+    search_model(params.quantizers["int2"], folder / "clip" / "int2.safetensors")
+    before = prepare_student(params.quantizers["int2"], folder / "clip" / "int2.safetensors").model
+    train("student", params, folder)
+    after = load_student("student", params, folder).model
+    name = "model.layers.0.mlp.up_proj"
+    assert not torch.equal(before.get_submodule(name).scale, after.get_submodule(name).scale)
+    saved = load_file(folder / "students" / "student" / "scales.safetensors")
+    assert torch.equal(saved[f"{name}.scale"], after.get_submodule(name).scale)
+    with pytest.raises(ValueError, match="set it so"):
+        Params.model_validate(raw | {"quantizers": {"int2": raw["quantizers"]["int2"] | {"estimator": "tanh"}}})
+
+
 def test_a_step_larger_than_the_data_is_refused(tiny_model, tiny_text, world, tmp_path):
     with pytest.raises(UserError, match="needs 32 sequences and data set self has 24"):
         train("student", tiny.params(tiny_model, tiny_text, batch_tokens=1024), fresh(world, tmp_path))
@@ -284,9 +347,9 @@ def test_bounds_of_another_quantizer_and_damaged_files_are_refused(tiny_model, t
 
 
 def test_sequences_longer_than_the_context_are_refused(tiny_model, tiny_text, tmp_path):
-    section = tiny.params(tiny_model, tiny_text).data["self"].model_copy(update={"length": 200})
+    section = tiny.params(tiny_model, tiny_text).training_text["own"].model_copy(update={"length": 200})
     with pytest.raises(UserError, match="reads at most 128 tokens, not 200"):
-        make_data(section, tmp_path / "x.jsonl")
+        make_text(section, load_model(section.generator), tmp_path / "x.jsonl")
 
 
 def test_missing_inputs_are_named(tiny_model, tiny_text, tmp_path):

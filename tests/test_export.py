@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from bitdistiller.data.generate import make_data
 from bitdistiller.distill.clipping import search_model
-from bitdistiller.distill.teacher import cache_teacher
 from bitdistiller.distill.trainer import train
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate.run import _student
@@ -166,8 +164,7 @@ def trained(tmp_path_factory, tiny_model, tiny_text):
     """Parameters and artifacts of a student that was trained for two steps."""
     folder = tmp_path_factory.mktemp("trained") / "artifacts"
     params = tiny.params(tiny_model, tiny_text, steps=2, validate_every=2)
-    make_data(params.data["self"], folder / "data" / "self.jsonl")
-    cache_teacher(params.data["self"], folder / "data" / "self.jsonl", folder / "teacher" / "self")
+    tiny.make_teacher(params, folder)
     search_model(params.quantizers["int2"], folder / "clip" / "int2.safetensors")
     train("student", params, folder)
     return params, folder

@@ -5,17 +5,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitdistiller.distill.chunked import chunked_cakld
+from bitdistiller.distill.chunked import chunked_loss
 from bitdistiller.distill.losses import (
     cakld,
     cakld_tokens,
     cakld_tokens_and_grad,
     forward_kl,
     jsd,
+    jsd_tokens,
+    jsd_tokens_and_grad,
     masked_mean,
     reverse_kl,
     tsld,
 )
+from bitdistiller.distill.objective import Objective
 from bitdistiller.errors import UserError
 
 
@@ -83,17 +86,69 @@ def _double_cakld(student, teacher, gamma):
     return gamma * (log_q.exp() * (log_q - log_p)).sum(-1) + (1 - gamma) * (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-@given(st.integers(1, 9), st.integers(1, 5), st.sampled_from([0.0, 0.6, 1.0]), st.integers(0, 99))
-def test_chunked_loss_and_gradients_equal_the_plain_ones(tokens, chunk, gamma, seed):
+OBJECTIVES = [
+    Objective("cakld", 0.0),
+    Objective("cakld", 0.6),
+    Objective("forward_kl"),
+    Objective("reverse_kl"),
+    Objective("jsd"),
+    Objective("tsld"),
+    Objective("ce"),
+    Objective("cakld", 0.3, temperature=5.0),
+    Objective("jsd", temperature=2.0, ce_weight=0.5),
+    Objective("tsld", temperature=0.5),
+    Objective("cakld", 1.0, temperature=20.0, ce_weight=1.0),
+]
+
+
+def slow_objective(objective, student, teacher, labels):
+    """The mean over tokens by autograd's road: softened logits, the plain losses, cross-entropy beside them."""
+    hard = torch.nn.functional.cross_entropy(student, labels)
+    if objective.loss == "ce":
+        return hard
+    soft = objective.temperature
+    pair = student / soft, teacher / soft
+    divergence = {
+        "cakld": lambda: cakld(*pair, gamma=objective.gamma),
+        "forward_kl": lambda: forward_kl(*pair),
+        "reverse_kl": lambda: reverse_kl(*pair),
+        "jsd": lambda: jsd(*pair),
+        "tsld": lambda: slow_tsld(*pair, teacher, labels),
+    }[objective.loss]()
+    if objective.loss == "tsld":
+        assert not objective.ce_weight  # its weights would apply to the cross-entropy as well
+    return soft**2 * divergence + objective.ce_weight * hard
+
+
+def slow_tsld(student, softened, teacher, labels):
+    weight = (torch.nn.functional.cross_entropy(teacher, labels, reduction="none") / 10).softmax(0)
+    return (cakld_tokens(student, softened, 0.0) * weight).sum()
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.sampled_from(OBJECTIVES), st.integers(0, 99))
+def test_chunked_loss_and_gradients_equal_the_plain_ones(tokens, chunk, objective, seed):
     generator = torch.Generator().manual_seed(seed)
     hidden, head = (torch.randn(n, 4, generator=generator).requires_grad_() for n in (tokens, 11))
     teacher_hidden, teacher_head = (torch.randn(n, 3, generator=generator) for n in (tokens, 11))
-    plain = cakld(hidden @ head.T, teacher_hidden @ teacher_head.T, gamma=gamma) * tokens
+    labels = torch.randint(11, (tokens,), generator=generator)
+    plain = slow_objective(objective, hidden @ head.T, teacher_hidden @ teacher_head.T, labels) * tokens
     expected = torch.autograd.grad(plain, (hidden, head))
-    total = chunked_cakld(hidden, head, teacher_hidden, teacher_head, gamma, chunk)
+    total = chunked_loss(hidden, head, teacher_hidden, teacher_head, labels, objective, chunk)
     assert torch.allclose(total, plain, atol=1e-4, rtol=1e-4)
     for found, wanted in zip(torch.autograd.grad(total / 3, (hidden, head)), expected, strict=True):
-        assert torch.allclose(found * 3, wanted, atol=1e-4, rtol=1e-3)
+        assert torch.allclose(found * 3, wanted, atol=2e-4, rtol=1e-3)
+
+
+@given(logits(), st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+def test_jsd_s_closed_form_is_autograd_s(pair, beta):
+    student, teacher = pair
+    if beta in (0, 1):
+        assert not jsd_tokens_and_grad(student, teacher, beta)[1].any()
+        return
+    expected = torch.autograd.grad(jsd_tokens(student.requires_grad_(), teacher, beta).sum(), student)[0]
+    values, grad = jsd_tokens_and_grad(student.detach(), teacher, beta)
+    assert torch.equal(values, jsd_tokens(student.detach(), teacher, beta))
+    assert torch.allclose(grad, expected, atol=1e-4)
 
 
 def test_masked_tokens_count_for_nothing():
@@ -116,9 +171,11 @@ def test_tsld_weights_tokens_by_the_teacher_s_loss():
     torch.manual_seed(0)
     student, teacher = torch.randn(1, 4, 5), torch.randn(1, 4, 5)
     labels = torch.tensor([[0, 1, 2, 3]])
-    weight = torch.nn.functional.cross_entropy(teacher[0], labels[0], reduction="none")
-    expected = (cakld_tokens(student, teacher, 0.0)[0] * weight).sum() / weight.sum()
+    expected = slow_tsld(student[0], teacher[0], teacher[0], labels[0])
     assert tsld(student, teacher, labels) == pytest.approx(expected.item(), rel=1e-5)
+    mask = torch.tensor([[True, True, False, True]])
+    kept = slow_tsld(student[mask], teacher[mask], teacher[mask], labels[mask])
+    assert tsld(student, teacher, labels, mask) == pytest.approx(kept.item(), rel=1e-5)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

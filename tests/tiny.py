@@ -57,7 +57,7 @@ def make_params(model: Path, text: Path, **run) -> dict:
             "quantizer": "int2", "data": "self", "loss": "cakld", "gamma": "label", "temperature": 1.0,
             "ce_weight": 0.0, "allow_vocabulary_mismatch": False, "steps": 6, "batch_tokens": 128, "micro_batches": 2,
             "learning_rate": 1e-3, "warmup_steps": 1, "weight_decay": 0.0, "checkpoint_every": 2, "validate_every": 3,
-            "validation_sequences": 4, "seed": 0, **run}},
+            "validation_text": texts, "validation_sequences": 4, "seed": 0, **run}},
         "baselines": {"full": {"model": str(model), "weights": "pretrained", "seed": 0}},
         "ptq": {},
         "evaluation": {
@@ -65,6 +65,18 @@ def make_params(model: Path, text: Path, **run) -> dict:
             "batch_tokens": 256, "seed": 0},
         "studies": {},
     }  # fmt: skip
+
+
+def make_teacher(params: Params, artifacts: Path) -> None:
+    """Training text and teacher cache of the data set ``self``."""
+    from bitdistiller.data.generate import make_text
+    from bitdistiller.distill.teacher import cache_teacher
+    from bitdistiller.models import load_model
+
+    text, data = params.training_text["own"], params.data["self"]
+    path = artifacts / "text" / "own.jsonl"
+    make_text(text, load_model(text.generator), path)
+    cache_teacher(data.teacher, text.length, path, artifacts / "teacher" / "self")
 
 
 def params(model: Path, text: Path, **run) -> Params:

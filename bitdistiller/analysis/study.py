@@ -230,7 +230,7 @@ def study_params(study: Study, params: Params) -> StudyParams:
         if not runs:
             raise UserError(f"studies.{study.name} has no runs for {condition}")
         if unknown := [run for run in runs if run not in params.scored]:
-            raise UserError(f"studies.{study.name} names {', '.join(unknown)}, which is not under runs, baselines or ptq")
+            raise UserError(f"studies.{study.name} names {', '.join(unknown)}, not found in runs, baselines or ptq")
     return chosen
 
 

@@ -21,12 +21,12 @@ from tqdm import tqdm
 from transformers import set_seed
 
 from bitdistiller.assets import sha256_file
-from bitdistiller.config import DataParams
+from bitdistiller.config import TextParams
 from bitdistiller.data.blocks import encode, packed_blocks
 from bitdistiller.data.text import Document, load_text, text_provenance
 from bitdistiller.device import device, has_bf16
 from bitdistiller.errors import UserError
-from bitdistiller.models import load_model, require_context
+from bitdistiller.models import LoadedModel, require_context
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,20 @@ class TrainingSequence:
     text: str
 
 
-def make_data(params: DataParams, path: Path) -> dict:
-    """Write a distillation set as JSONL, one sequence a line, and return its provenance and statistics.
+def make_text(params: TextParams, source: LoadedModel, path: Path) -> dict:
+    """Write a training text as JSONL, one sequence a line, and return its provenance and statistics.
+
+    Args:
+        source: the generator.
 
     Raises:
         UserError: too little train text for the prompts or corpus sequences, or no sequences asked for.
     """
-    source = load_model(params.generator or params.teacher)
     require_context(source, params.length)
     documents = load_text(params.text, "train")
     path.parent.mkdir(parents=True, exist_ok=True)
     finished = path.with_suffix(f".{_fingerprint(params, documents)}.partial")
-    generated = generate(source.model, source.tokenizer, documents, params, finished) if params.generator else []
+    generated = generate(source.model, source.tokenizer, documents, params, finished) if params.sequences else []
     sequences = generated + list(islice(corpus(source.tokenizer, documents, params), params.corpus_sequences))
     if len(sequences) < params.sequences + params.corpus_sequences or not sequences:
         wanted = params.sequences + params.corpus_sequences
@@ -61,7 +63,7 @@ def make_data(params: DataParams, path: Path) -> dict:
     finished.unlink(missing_ok=True)
     return {
         "generator": params.generator,
-        "generator_origin": source.origin if params.generator else None,
+        "generator_origin": source.origin,
         "text": text_provenance(params.text, documents),
         "sha256": sha256_file(path),
         "sequences": len(sequences),
@@ -70,7 +72,7 @@ def make_data(params: DataParams, path: Path) -> dict:
     }
 
 
-def generate(model, tokenizer, documents: list[Document], params: DataParams, finished: Path) -> list[TrainingSequence]:
+def generate(model, tokenizer, documents: list[Document], params: TextParams, finished: Path) -> list[TrainingSequence]:
     """Sample continuations of the first ``prompt_length`` tokens of shuffled documents, in batches, seeded.
 
     When there are fewer documents than sequences, later prompts are cut from further inside the documents. Every batch
@@ -93,7 +95,7 @@ def generate(model, tokenizer, documents: list[Document], params: DataParams, fi
     return kept
 
 
-def _continue(model, tokenizer, batch: list[tuple[str, list[int]]], params: DataParams) -> Iterator[TrainingSequence]:
+def _continue(model, tokenizer, batch: list[tuple[str, list[int]]], params: TextParams) -> Iterator[TrainingSequence]:
     ids = torch.tensor([prompt for _, prompt in batch], device=device())
     output = model.generate(
         ids,
@@ -112,7 +114,7 @@ def _continue(model, tokenizer, batch: list[tuple[str, list[int]]], params: Data
         yield TrainingSequence(document, len(prompt), prompt + written, text)
 
 
-def _prompts(tokenizer, documents: list[Document], params: DataParams) -> list[tuple[str, list[int]]]:
+def _prompts(tokenizer, documents: list[Document], params: TextParams) -> list[tuple[str, list[int]]]:
     """(document id, end-of-text + ``prompt_length - 1`` tokens), ``sequences`` of them, in seeded order."""
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(params.seed)).tolist()
     shuffled = [documents[index] for index in order]
@@ -136,7 +138,7 @@ def _until_end(row: list[int], eos: int) -> list[int]:
     return row[: row.index(eos) + 1] if eos in row else row
 
 
-def corpus(tokenizer, documents: list[Document], params: DataParams) -> Iterator[TrainingSequence]:
+def corpus(tokenizer, documents: list[Document], params: TextParams) -> Iterator[TrainingSequence]:
     """The text itself in full blocks, in seeded order of documents."""
     if not params.corpus_sequences:
         return
@@ -165,7 +167,7 @@ def statistics(sequences: list[TrainingSequence], eos: int) -> dict[str, float]:
     }
 
 
-def _fingerprint(params: DataParams, documents: list[Document]) -> str:
+def _fingerprint(params: TextParams, documents: list[Document]) -> str:
     """Names the half-finished file of exactly these parameters and this text."""
     identity = [params.model_dump(), text_provenance(params.text, documents)["sha256"]]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
@@ -177,7 +179,7 @@ def _append(path: Path, sequences: Iterable[TrainingSequence], mode: str) -> Non
 
 
 def read_sequences(path: Path) -> list[TrainingSequence]:
-    """A data set as ``make_data`` wrote it."""
+    """A training text as ``make_text`` wrote it."""
     if not path.exists():
         raise UserError(f"{path} does not exist; run `dvc repro` to make it")
     with open(path) as handle:

@@ -34,11 +34,11 @@ def search_model(params: QuantizerParams, path: Path) -> dict:
     require_context(loaded, params.calibration_length)
     loaded.model.to(device())
     bounds: dict[str, Tensor] = {}
-    if params.clip == "asymmetric":
+    if params.clip != "none":
         layers = {n: layer for n, layer in quantizable(loaded.model).items() if not n.endswith(UNCLIPPED)}
         inputs = calibration_inputs(loaded.model, loaded.tokenizer, layers, params)
         for name, layer in tqdm(layers.items(), desc="clipping search", unit="layer"):
-            low, high = search_clip(layer.weight, inputs[name], fmt)
+            low, high = search_clip(layer.weight, inputs[name], fmt, symmetric=params.clip == "symmetric")
             bounds |= {f"{name}.low": low.cpu().contiguous(), f"{name}.high": high.cpu().contiguous()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(bounds, path, metadata={"quantizer": params.model_dump_json()})

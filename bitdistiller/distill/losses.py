@@ -8,12 +8,14 @@ For one position with teacher :math:`P` and student :math:`Q` over the vocabular
   where gamma, the teacher's mean confidence in the training tokens, weighs mode-seeking up when the teacher is sure;
 * JSD: :math:`\beta\, KL(P \Vert M) + (1 - \beta)\, KL(Q \Vert M)` with :math:`M = \beta P + (1 - \beta) Q` (GKD, arXiv
   2306.13649);
-* TSLD: forward KL with every token weighted by the teacher's cross-entropy on the label, scaled to mean 1
-  (token-scaled logit distillation, arXiv 2308.06744).
+* TSLD: forward KL with tokens weighted by a softmax of the teacher's cross-entropy on the label, over a temperature
+  of 10, scaled to mean 1 (token-scaled logit distillation, arXiv 2308.06744, whose released default that is).
 
-The first three are one family, whose gradient with respect to the student's logits is known in closed form,
+The gradients with respect to the student's logits are known in closed form,
 
-.. math:: \gamma\, Q (\log Q - \log P - KL(Q \Vert P)) + (1 - \gamma)(Q - P),
+.. math::
+    \text{CAKLD:} \quad & \gamma\, Q (\log Q - \log P - KL(Q \Vert P)) + (1 - \gamma)(Q - P), \\
+    \text{JSD:} \quad & (1 - \beta)\, Q (\log Q - \log M - KL(Q \Vert M)),
 
 which is what makes the training step lean (``bitdistiller.distill.chunked``).
 """
@@ -28,6 +30,8 @@ from torch.nn import functional as F
 from bitdistiller.errors import UserError
 
 Logits = Float[Tensor, "*t V"]
+JSD_BETA = 0.5
+TSLD_TEMPERATURE = 10.0
 
 
 def forward_kl(student: Logits, teacher: Logits, mask: Bool[Tensor, "*t"] | None = None) -> Float[Tensor, ""]:
@@ -58,7 +62,7 @@ def cakld(
 
 
 def jsd(
-    student: Logits, teacher: Logits, beta: float = 0.5, mask: Bool[Tensor, "*t"] | None = None
+    student: Logits, teacher: Logits, beta: float = JSD_BETA, mask: Bool[Tensor, "*t"] | None = None
 ) -> Float[Tensor, ""]:
     """Generalised Jensen-Shannon divergence, mean over unmasked tokens, in nats (GKD, arXiv 2306.13649, section 2)."""
     return masked_mean(jsd_tokens(student, teacher, beta), mask)
@@ -67,9 +71,15 @@ def jsd(
 def tsld(
     student: Logits, teacher: Logits, labels: Int[Tensor, "*t"], mask: Bool[Tensor, "*t"] | None = None
 ) -> Float[Tensor, ""]:
-    """Forward KL weighted by the teacher's loss on each label, weights scaled to mean 1 (arXiv 2308.06744)."""
-    weight = F.cross_entropy(teacher.float().flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+    """Forward KL, tokens on which the teacher errs weighing more (arXiv 2308.06744), mean over unmasked tokens."""
+    weight = tsld_weights(teacher, labels)
     return masked_mean(cakld_tokens(student, teacher, 0.0) * weight, mask) / masked_mean(weight, mask)
+
+
+def tsld_weights(teacher: Logits, labels: Int[Tensor, "*t"]) -> Float[Tensor, "*t"]:
+    """Unscaled weight of every token: exp(teacher's cross-entropy on the label / 10)."""
+    loss = F.cross_entropy(teacher.float().flatten(0, -2), labels.flatten(), reduction="none")
+    return (loss / TSLD_TEMPERATURE).exp().view(labels.shape)
 
 
 def cakld_tokens(student: Logits, teacher: Logits, gamma: float) -> Float[Tensor, "*t"]:
@@ -104,6 +114,26 @@ def cakld_tokens_and_grad(student: Logits, teacher: Logits, gamma: float) -> tup
     # gamma * q * (difference - under_q) + (1 - gamma) * (q - p), reusing the buffers
     factor = torch.add((1 - gamma) - gamma * under_q.unsqueeze(-1), difference, alpha=gamma, out=difference)
     return losses, factor.mul_(q).sub_(p, alpha=1 - gamma)
+
+
+@torch.no_grad()
+def jsd_tokens_and_grad(student: Logits, teacher: Logits, beta: float) -> tuple[Float[Tensor, "*t"], Logits]:
+    """Generalised JSD of every token and its gradient with respect to the student's logits, in closed form."""
+    losses = jsd_tokens(student, teacher, beta)
+    if beta in (0, 1):
+        return losses, torch.zeros_like(student, dtype=torch.float32)
+    log_q, log_p = student.float().log_softmax(-1), teacher.float().log_softmax(-1)
+    log_ratio = log_q - torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    q = log_q.exp()
+    return losses, (1 - beta) * q * (log_ratio - (q * log_ratio).sum(-1, keepdim=True))
+
+
+@torch.no_grad()
+def ce_tokens_and_grad(student: Logits, labels: Int[Tensor, "*t"]) -> tuple[Float[Tensor, "*t"], Logits]:
+    """Cross-entropy on the label of every token and its gradient with respect to the student's logits."""
+    log_q = student.float().log_softmax(-1)
+    where = labels.unsqueeze(-1)
+    return -log_q.gather(-1, where).squeeze(-1), log_q.exp().scatter_add(-1, where, -torch.ones_like(log_q[..., :1]))
 
 
 def masked_mean(values: Float[Tensor, "*t"], mask: Bool[Tensor, "*t"] | None) -> Float[Tensor, ""]:

@@ -19,11 +19,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from bitdistiller.assets import sha256_file
-from bitdistiller.config import DataParams
 from bitdistiller.data.generate import padded, read_sequences
 from bitdistiller.device import device, has_bf16
 from bitdistiller.errors import UserError
-from bitdistiller.models import load_model, require_context
+from bitdistiller.models import LoadedModel, load_model, require_context
 
 IGNORED = -100  # label of a position that has nothing to predict
 _CHUNK = 512  # tokens whose logits are held at a time
@@ -39,7 +38,7 @@ class TeacherStates:
         attention: (N, L), True for real tokens.
         states: file of the teacher's last hidden states, (N, L, H).
         head: (V, H) output embedding, in the dtype of the states.
-        gamma: the teacher's mean probability of the labels, padding excluded.
+        gammas: the teacher's confidence, measured in the ways that ``config.Gamma`` names.
     """
 
     input_ids: Int[Tensor, "N L"]
@@ -47,7 +46,7 @@ class TeacherStates:
     attention: Bool[Tensor, "N L"]
     states: Path
     head: Float[Tensor, "V H"]
-    gamma: float
+    gammas: dict[str, float]
     teacher: str
     vocabulary: dict[str, int]
 
@@ -71,23 +70,32 @@ class DistillationDataset(Dataset):
         }
 
 
-def cache_teacher(params: DataParams, data: Path, folder: Path) -> dict:
-    """Run the teacher over a data set and write its states to ``folder``; returns gamma and what was written."""
-    teacher = load_model(params.teacher)
-    require_context(teacher, params.length)
+def cache_teacher(name: str, length: int, text: Path, folder: Path) -> dict:
+    """Run teacher ``name`` over a training text and write its states to ``folder``.
+
+    Args:
+        length: tokens that every sequence is padded to.
+
+    Returns:
+        The record that is written too: its confidence, measured in four ways, and where states and text come from.
+    """
+    teacher = load_model(name)
+    require_context(teacher, length)
     teacher.model.to(device())
-    rows = [sequence.input_ids for sequence in read_sequences(data)]
-    ids, mask = padded(rows, teacher.tokenizer.pad_token_id, params.length)
+    rows = [sequence.input_ids for sequence in read_sequences(text)]
+    _require_ids(teacher, rows, text)
+    pad = teacher.tokenizer.pad_token_id
+    ids, mask = padded(rows, pad, length)
     dtype = torch.bfloat16 if has_bf16() else torch.float32
     states = last_hidden_states(teacher.model, ids, mask, dtype)
     head = teacher.model.get_output_embeddings().weight.detach().to("cpu", dtype)
-    labels = next_tokens(ids, mask)
-    gamma = mean_confidence(states, head, labels)
+    gammas = confidence(states, head, ids, mask)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"states": states}, folder / "states.safetensors")
     save_file({"head": head.clone(), "input_ids": ids, "mask": mask}, folder / "data.safetensors")
-    record = {"teacher": params.teacher, "gamma": gamma, "dtype": str(dtype), "tokens": int(mask.sum()),
-              "teacher_origin": teacher.origin, "data_sha256": sha256_file(data)}  # fmt: skip
+    record = {"teacher": name, "gammas": gammas, "dtype": str(dtype), "tokens": int(mask.sum()),
+              "padding": 1 - mask.float().mean().item(), "teacher_origin": teacher.origin,
+              "text_sha256": sha256_file(text)}  # fmt: skip
     (folder / "teacher.json").write_text(json.dumps(record, indent=2) + "\n")
     (folder / "vocabulary.json").write_text(json.dumps(teacher.tokenizer.get_vocab()))
     return record
@@ -105,7 +113,7 @@ def read_teacher(folder: Path) -> TeacherStates:
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{folder} is damaged ({error}); delete it and run `dvc repro`") from None
     return TeacherStates(
-        ids, next_tokens(ids, mask), mask, folder / "states.safetensors", head, record["gamma"], record["teacher"],
+        ids, next_tokens(ids, mask), mask, folder / "states.safetensors", head, record["gammas"], record["teacher"],
         json.loads((folder / "vocabulary.json").read_text()),
     )  # fmt: skip
 
@@ -132,11 +140,37 @@ def next_tokens(ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> Int[Tenso
 
 
 @torch.no_grad()
-def mean_confidence(states: Float[Tensor, "N L H"], head: Float[Tensor, "V H"], labels: Int[Tensor, "N L"]) -> float:
-    """Gamma: the teacher's mean probability of the label over positions that have one (BitDistiller, section 3.3)."""
-    real = labels != IGNORED
-    total = 0.0
-    for chunk, label in zip(states[real].split(_CHUNK), labels[real].split(_CHUNK), strict=True):
-        probability = (chunk @ head.T).float().softmax(-1)
-        total += probability.gather(-1, label.unsqueeze(-1)).sum().item()
-    return total / int(real.sum())
+def confidence(
+    states: Float[Tensor, "N L H"], head: Float[Tensor, "V H"], ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]
+) -> dict[str, float]:
+    """Gamma, the teacher's mean confidence in the next token, measured in four ways (``config.Gamma``).
+
+    BitDistiller, section 3.3, defines it by the probability of the label; its released code takes the greatest
+    probability instead, and averages over padded positions too, which the follow-up (section 6.4.2) masks out. With
+    padding, the label of a padded position is the padding token.
+    """
+    flat, real = states[:, :-1].flatten(0, 1), mask[:, 1:].flatten()
+    totals = torch.zeros(2, 2, dtype=torch.float64)  # label, max; real, padded
+    for part, label, counts in zip(
+        flat.split(_CHUNK), ids[:, 1:].flatten().split(_CHUNK), real.split(_CHUNK), strict=True
+    ):
+        probability = (part @ head.T).float().softmax(-1)
+        both = torch.stack([probability.gather(-1, label.unsqueeze(-1)).squeeze(-1), probability.amax(-1)]).double()
+        totals += torch.stack([both[:, counts].sum(-1), both[:, ~counts].sum(-1)], dim=1)
+    label, largest = totals.tolist()
+    count = int(real.sum())
+    return {
+        "label": label[0] / count,
+        "max": largest[0] / count,
+        "label-with-padding": sum(label) / len(real),
+        "max-with-padding": sum(largest) / len(real),
+    }
+
+
+def _require_ids(teacher: LoadedModel, rows: list[list[int]], text: Path) -> None:
+    entries = teacher.model.get_input_embeddings().weight.shape[0]
+    if (largest := max(max(row) for row in rows)) >= entries:
+        raise UserError(
+            f"{text} has the token id {largest}, and teacher {teacher.name} knows {entries}: the text was made with "
+            "another tokenizer; choose a generator with the teacher's"
+        )

@@ -18,13 +18,13 @@ from bitdistiller.config import Params, RunParams
 from bitdistiller.data.blocks import BlockDataset, packed_blocks
 from bitdistiller.data.text import load_text
 from bitdistiller.device import device, has_bf16
-from bitdistiller.distill.chunked import chunked_cakld
-from bitdistiller.distill.clipping import apply_clipping
+from bitdistiller.distill.chunked import chunked_loss
+from bitdistiller.distill.objective import Objective
+from bitdistiller.distill.student import prepare_student, save_student
 from bitdistiller.distill.teacher import IGNORED, DistillationDataset, TeacherStates, read_teacher
 from bitdistiller.errors import UserError
-from bitdistiller.models import LoadedModel, load_model
+from bitdistiller.models import LoadedModel
 from bitdistiller.provenance import Stopwatch, environment
-from bitdistiller.quant import make_format, quantize_model
 from bitdistiller.results import CurvePoint, TrainingRecord
 from bitdistiller.training import SafeTrainer, fingerprint, training_arguments
 
@@ -33,13 +33,13 @@ EAGER_LENGTH = 512  # tokens
 
 
 class DistillationTrainer(SafeTrainer):
-    """SafeTrainer whose training loss is CAKLD against cached teacher states; evaluation is plain cross-entropy."""
+    """SafeTrainer whose training loss compares with cached teacher states; evaluation is plain cross-entropy."""
 
-    def __init__(self, *args, teacher_head: torch.Tensor, gamma: float, **kwargs):
+    def __init__(self, *args, teacher_head: torch.Tensor, objective: Objective, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.world_size * max(1, self.args.n_gpu) > 1:
             raise UserError("a run uses one device: start it in one process, with CUDA_VISIBLE_DEVICES naming one GPU")
-        self.teacher_head, self.gamma = teacher_head.to(self.args.device), gamma
+        self.teacher_head, self.objective = teacher_head.to(self.args.device), objective
         self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -51,9 +51,10 @@ class DistillationTrainer(SafeTrainer):
                 input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
             )
         real = inputs["labels"] != IGNORED
-        head = student.get_output_embeddings().weight
+        labels = inputs["labels"][real]
+        head = student.get_output_embeddings().weight[: len(self.teacher_head)]  # all of it, unless vocabularies differ
         hidden, teacher_hidden = output.last_hidden_state[real], inputs["teacher_states"][real]
-        total = chunked_cakld(hidden, head, teacher_hidden, self.teacher_head, self.gamma)
+        total = chunked_loss(hidden, head, teacher_hidden, self.teacher_head, labels, self.objective)
         self._refuse_divergence(total.item() / len(hidden))
         return total / num_items_in_batch
 
@@ -83,8 +84,9 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
     torch.set_num_threads(params.threads)
     teacher = read_teacher(artifacts / "teacher" / run.data)
     bounds = artifacts / "clip" / f"{run.quantizer}.safetensors"
-    student = prepare_student(params, run, bounds)
-    check_vocabulary(student, teacher)
+    student = prepare_student(params.quantizers[run.quantizer], bounds)
+    check_vocabulary(student, teacher, run.allow_vocabulary_mismatch)
+    objective = make_objective(run, teacher)
     identity = {
         "run": run.model_dump(),
         "quantizer": params.quantizers[run.quantizer].model_dump(),
@@ -96,22 +98,21 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
     }
     work = artifacts / "checkpoints" / name
     code = [Path(__file__).parent, Path(__file__).parent.parent / "quant", Path(__file__).parent.parent / "training.py"]
-    trainer = _trainer(run, params, student, teacher, work / fingerprint(identity, *code))
+    trainer = _trainer(run, params, student, teacher, objective, work / fingerprint(identity, *code))
     resume = trainer.last_checkpoint()
     resumed_at = int(Path(resume).name.rpartition("-")[2]) if resume else 0
     if resume:
         print(f"{name}: resuming from {resume}")
     trainer.train(resume_from_checkpoint=resume)
     out = artifacts / "students" / name
-    student.model.save_pretrained(out)
-    student.tokenizer.save_pretrained(out)
+    save_student(student, out)
     record = TrainingRecord(
         run=name,
         teacher=teacher.teacher,
         steps=trainer.state.global_step,
         tokens=trainer.state.num_input_tokens_seen,
         resumed_at=resumed_at,
-        gamma=teacher.gamma,
+        gamma=objective.gamma if run.loss == "cakld" else None,
         curve=_curve(trainer.state.log_history),
         final_loss=_final_loss(trainer.state.log_history),
         parameters_used=identity,
@@ -122,13 +123,10 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
     return record
 
 
-def prepare_student(params: Params, run: RunParams, bounds: Path) -> LoadedModel:
-    """The run's model with clipped weights and fake-quantized layers: the student before its first step."""
-    quantizer = params.quantizers[run.quantizer]
-    student = load_model(quantizer.model)
-    apply_clipping(student.model, bounds, quantizer)
-    quantize_model(student.model, make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size))
-    return student
+def make_objective(run: RunParams, teacher: TeacherStates) -> Objective:
+    """The run's loss, gamma measured on its data if it is not a number."""
+    gamma = teacher.gammas[run.gamma] if isinstance(run.gamma, str) else run.gamma
+    return Objective(run.loss, gamma, run.temperature, run.ce_weight)
 
 
 def choose_attention(model: PreTrainedModel, length: int) -> None:
@@ -141,26 +139,33 @@ def choose_attention(model: PreTrainedModel, length: int) -> None:
         model.set_attn_implementation("eager")
 
 
-def check_vocabulary(student: LoadedModel, teacher: TeacherStates) -> None:
+def check_vocabulary(student: LoadedModel, teacher: TeacherStates, allow_mismatch: bool) -> None:
     """Refuse a teacher whose token ids mean other strings than the student's.
 
+    With ``allow_mismatch`` the ids that both have are compared as they stand, which is what code without this check
+    does.
+
     Raises:
-        UserError: the vocabularies differ; the distributions would be compared across unrelated tokens.
+        UserError: the vocabularies differ, so distributions would be compared across unrelated tokens; or the teacher's
+            text holds ids that the student does not have.
     """
     own = student.tokenizer.get_vocab()
     rows = student.model.get_output_embeddings().weight.shape[0]
     if own == teacher.vocabulary and rows == len(teacher.head):
         return
+    if allow_mismatch and int(teacher.input_ids.max()) < rows >= len(teacher.head):
+        return
     differing = sum(teacher.vocabulary.get(token) != index for token, index in own.items())
     raise UserError(
         f"teacher {teacher.teacher} and student {student.name} have different vocabularies ({differing:,} of "
         f"{len(own):,} tokens have another id; output heads of {rows:,} and {len(teacher.head):,} rows); "
-        "choose a teacher with the student's tokenizer"
+        "choose a teacher with the student's tokenizer, or one whose ids the student has, and set "
+        "allow_vocabulary_mismatch to see what that does"
     )
 
 
 def _trainer(
-    run: RunParams, params: Params, student: LoadedModel, teacher: TeacherStates, work: Path
+    run: RunParams, params: Params, student: LoadedModel, teacher: TeacherStates, objective: Objective, work: Path
 ) -> DistillationTrainer:
     length = teacher.input_ids.shape[1]
     rows, left = divmod(run.batch_tokens, length * run.micro_batches)
@@ -174,7 +179,7 @@ def _trainer(
             f"a step of {run.batch_tokens} tokens needs {rows * run.micro_batches} sequences and data set {run.data} "
             f"has {len(teacher.input_ids)}; lower batch_tokens or make more sequences"
         )
-    held_out = packed_blocks(student.tokenizer, load_text(params.data[run.data].text, "validation"), length)
+    held_out = packed_blocks(student.tokenizer, load_text(run.validation_text, "validation"), length)
     set_seed(run.seed)
     arguments = training_arguments(
         work,
@@ -208,7 +213,7 @@ def _trainer(
         train_dataset=DistillationDataset(teacher),
         eval_dataset=BlockDataset(held_out[: run.validation_sequences]),
         teacher_head=teacher.head,
-        gamma={"cakld": teacher.gamma, "forward_kl": 0.0, "reverse_kl": 1.0}[run.loss],
+        objective=objective,
     )
 
 

@@ -7,7 +7,7 @@ from bitdistiller.quant.format import Format, Quantized, RangeFormat
 from bitdistiller.quant.int_asym import IntAsym
 from bitdistiller.quant.int_sym import IntSym
 from bitdistiller.quant.learned import LearnedScaleLinear, learn_scales
-from bitdistiller.quant.model import bake, quantizable, quantize_model
+from bitdistiller.quant.model import bake, learned_tensors, load_learned, quantizable, quantize_model
 from bitdistiller.quant.nf_asym import NfAsym
 from bitdistiller.quant.pack import pack, unpack
 from bitdistiller.quant.seq import Seq, SeqTernary
@@ -42,6 +42,8 @@ __all__ = [
     "clip_weights",
     "fake_quantize",
     "learn_scales",
+    "learned_tensors",
+    "load_learned",
     "make_format",
     "pack",
     "quantizable",

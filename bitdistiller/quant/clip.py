@@ -34,7 +34,7 @@ def require_range(fmt: Format) -> None:
 
 @torch.no_grad()
 def search_clip(
-    w: Float[Tensor, "O I"], x: Float[Tensor, "T I"], fmt: Format
+    w: Float[Tensor, "O I"], x: Float[Tensor, "T I"], fmt: Format, symmetric: bool = False
 ) -> tuple[Float[Tensor, "O G"], Float[Tensor, "O G"]]:
     """Bounds ``low, high`` of each group that minimise the output error of quantizing ``w`` on inputs ``x``.
 
@@ -42,6 +42,7 @@ def search_clip(
         w: weights of a Linear.
         x: calibration activations, about 512 tokens.
         fmt: the format to be used.
+        symmetric: shrink both ends of a range alike, as AWQ's search does: ten candidates instead of a hundred.
 
     Returns:
         Two (O, G) matrices, in fp32; ``clip_weights`` applies them.
@@ -58,20 +59,22 @@ def search_clip(
         inputs = inputs.transpose(0, 1)  # (G, T, n)
         gram = inputs.transpose(1, 2) @ inputs
         rows = max(1, _CHUNK_ELEMENTS // groups[0].numel())
-        parts = [_search_groups(chunk.transpose(0, 1).contiguous(), gram, fmt) for chunk in groups.split(rows)]
+        parts = [
+            _search_groups(chunk.transpose(0, 1).contiguous(), gram, fmt, symmetric) for chunk in groups.split(rows)
+        ]
         bounds.append(tuple(torch.cat(side, dim=1).T for side in zip(*parts, strict=True)))
     low, high = (torch.cat(side, dim=1) for side in zip(*bounds, strict=True))
     return low, high
 
 
 def _search_groups(
-    groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"], fmt: RangeFormat
+    groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"], fmt: RangeFormat, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
     least, greatest = group_range(groups)
     best = torch.full_like(least, torch.inf)
     best_low, best_high = least.clone(), greatest.clone()
     for high_shrink in SHRINKS:
-        for low_shrink in SHRINKS:
+        for low_shrink in (high_shrink,) if symmetric else SHRINKS:
             low, high = least * low_shrink, greatest * high_shrink
             scales = fmt.fit(low, high)
             difference = fmt.decode(fmt.encode(groups.clamp(low, high), scales), scales).sub_(groups)

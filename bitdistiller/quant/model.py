@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from bitdistiller.errors import UserError
 from bitdistiller.quant.format import Format
-from bitdistiller.quant.learned import LearnedScaleLinear
-from bitdistiller.quant.ste import fake_quantize
+from bitdistiller.quant.learned import LearnedScaleLinear, learn_scales
+from bitdistiller.quant.ste import PASS_THROUGH, fake_quantize
 
 
 class FakeQuantLinear(nn.Linear):
@@ -17,9 +17,10 @@ class FakeQuantLinear(nn.Linear):
     """
 
     format: Format
+    estimator: str
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, fake_quantize(self.weight, self.format), self.bias)
+        return F.linear(x, fake_quantize(self.weight, self.format, self.estimator), self.bias)
 
 
 def quantizable(model: nn.Module) -> dict[str, nn.Linear]:
@@ -37,8 +38,12 @@ def quantizable(model: nn.Module) -> dict[str, nn.Linear]:
     return found
 
 
-def quantize_model(model: nn.Module, fmt: Format) -> int:
+def quantize_model(model: nn.Module, fmt: Format, estimator: str = PASS_THROUGH, learned_scales: bool = False) -> int:
     """Fake-quantize every Linear of ``model`` except its head, in place; returns how many weights that are.
+
+    Args:
+        estimator: straight-through estimator of the backward pass.
+        learned_scales: give every group a scale that is trained (``learn_scales``) instead of fitted at every step.
 
     Raises:
         UserError: nothing to quantize, rows shorter than a group, or layers with learned scales.
@@ -53,8 +58,11 @@ def quantize_model(model: nn.Module, fmt: Format) -> int:
                 f"choose a group size of at most {layer.in_features}"
             )
     for layer in layers.values():
-        layer.__class__ = FakeQuantLinear
-        layer.format = fmt
+        if learned_scales:
+            learn_scales(layer, fmt)
+        else:
+            layer.__class__ = FakeQuantLinear
+            layer.format, layer.estimator = fmt, estimator
     return sum(layer.weight.numel() for layer in layers.values())
 
 
@@ -64,6 +72,7 @@ def bake(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, FakeQuantLinear):
             layer.weight.copy_(layer.format.round(layer.weight))
+            del layer.estimator
         elif isinstance(layer, LearnedScaleLinear):
             layer.weight.copy_(layer.quantized().dequantize())
             for name in layer.format.stored:
@@ -72,3 +81,27 @@ def bake(model: nn.Module) -> None:
             continue
         layer.__class__ = nn.Linear
         del layer.format
+
+
+def learned_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What ``LearnedScaleLinear`` layers hold beside their weights, by its name in the model's state."""
+    return {
+        f"{name}.{part}": getattr(layer, part).detach()
+        for name, layer in model.named_modules()
+        if isinstance(layer, LearnedScaleLinear)
+        for part in layer.format.stored
+    }
+
+
+@torch.no_grad()
+def load_learned(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put ``learned_tensors`` of a trained model into one that was quantized with learned scales.
+
+    Raises:
+        UserError: the tensors belong to another model or format.
+    """
+    own = learned_tensors(model)
+    if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in tensors.items()}:
+        raise UserError("the learned scales belong to another model or format than this one; train the student again")
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
