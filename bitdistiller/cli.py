@@ -107,8 +107,8 @@ def teacher(
     text = ARTIFACTS / "text" / f"{section.training_text}.jsonl"
     length = loaded.texts[section.training_text].length
     record = cache_teacher(section.teacher, length, text, ARTIFACTS / "teacher" / name)
-    _write_json(record, RESULTS / "teachers" / f"{name}.json")
-    print(f"{name}: gamma {record['gammas']['label']:.4f} over {record['tokens']:,} tokens")
+    record.write(RESULTS / "teachers" / f"{name}.json")
+    print(f"{name}: gamma {record.gammas['label']:.4f} over {record.tokens:,} tokens")
 
 
 @app.command()

@@ -112,6 +112,21 @@ class CurvePoint(Record):
     validation_perplexity: float | None = None
 
 
+class TeacherRecord(Record):
+    """A teacher's confidence over one training text, measured in the ways that ``config.Gamma`` names.
+
+    ``tokens`` leaves padding out; ``padding`` is the share of positions that is padding.
+    """
+
+    teacher: str
+    teacher_origin: str
+    gammas: dict[str, float]
+    tokens: int
+    padding: float
+    dtype: str
+    text_sha256: str
+
+
 class TrainingRecord(Record):
     """How one student was trained and what it cost. ``gamma`` is CAKLD's weight of reverse KL.
 

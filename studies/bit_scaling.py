@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from bitdistiller.analysis.published import BITDISTILLER, CHANCE, FOLLOW_UP, chance_of, read_published
 from bitdistiller.analysis.rows import MEAN, frame, measured_rows, published_rows
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, accuracy, difference_p, log_perplexity, retention
-from bitdistiller.analysis.study import Results, StudyParams, StudyReport
+from bitdistiller.analysis.study import Results, Runs, StudyParams, StudyReport
 from bitdistiller.analysis.verdict import (
     Claim,
     Finding,
@@ -66,15 +66,10 @@ def label(bits: int) -> str:
 
 
 class Params(StudyParams):
-    """Runs of each condition: one full-precision baseline, one random baseline or more, students by bits.
+    """Students by bits, and the same network with random weights."""
 
-    ``perplexity`` names the evaluation whose perplexity is judged; it may be left out when there is only one.
-    """
-
-    perplexity: str | None = None
-    full: str
-    random: list[str] = Field(min_length=1)
-    bits: dict[int, list[str]]
+    random: Runs
+    bits: dict[int, Runs]
 
     @model_validator(mode="after")
     def _bits_complete(self) -> "Params":
@@ -82,18 +77,19 @@ class Params(StudyParams):
             raise ValueError(f"bits lacks {', '.join(map(str, sorted(missing)))}; the claims need 1, 2 and 3")
         if len({len(runs) for runs in self.bits.values()}) > 1:
             raise ValueError("every number of bits needs the same number of runs (seeds)")
+        if list(self.full) != [FULL]:
+            raise ValueError(f"full must have one entry, labelled {FULL!r}")
         return self
 
-    def conditions(self) -> dict[str, list[str]]:
-        students = {label(bits): self.bits[bits] for bits in sorted(self.bits, reverse=True)}
-        return {FULL: [self.full], **students, RANDOM: self.random}
+    def students(self) -> dict[str, list[str]]:
+        return {label(bits): self.bits[bits] for bits in sorted(self.bits, reverse=True)} | {RANDOM: self.random}
 
 
 def table(results: Results) -> pd.DataFrame:
     """Measured perplexity, accuracy and retention of each condition, and the papers' for theirs."""
     bits = sorted({16, *results.params.bits}, reverse=True)
     levels = {label(b): float(b) for b in bits} | {RANDOM: None}
-    rows = measured_rows(results, levels, _perplexity(results), FULL)
+    rows = measured_rows(results, levels)
     printed = {str(b): label(b) for b in bits} | {"random": RANDOM}
     for file, average in TABLES.items():
         rows += published_rows(_published(results.published, file), file, average, printed, levels)
@@ -114,11 +110,7 @@ def _accuracy(results: Results, condition: str) -> Panel:
 
 
 def _nll(results: Results, condition: str) -> Panel:
-    return results.panel(condition, PERPLEXITY_ITEMS, [_perplexity(results)])
-
-
-def _perplexity(results: Results) -> str:
-    return results.perplexity_task(results.params.perplexity)
+    return results.panel(condition, PERPLEXITY_ITEMS, [results.perplexity_task])
 
 
 def _chance(results: Results) -> float:

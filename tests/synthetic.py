@@ -185,7 +185,12 @@ def bit_scaling_runs(
     """Write the runs of the bit-scaling study and return its part of ``params.yaml``."""
     truths = {**GOOD, **(truths or {})}
     chance = chance or {"continuation": 0.25}
-    section = {"perplexity": PERPLEXITY, "full": "micro-full", "random": [], "bits": {3: [], 2: [], 1: []}}
+    section = {
+        "perplexity": PERPLEXITY,
+        "full": {"full precision": ["micro-full"]},
+        "random": [],
+        "bits": {3: [], 2: [], 1: []},
+    }
     shape = {
         "questions": questions,
         "chance": chance,
@@ -251,7 +256,8 @@ def make_params(section: dict | None, scale: str = "micro", root: Path = ROOT, s
         "seed": 0,
     }
     baselines = {name: {"model": "micro-3m", "weights": "random", "seed": 0} for name in section.get("random", [])}
-    baselines |= {section["full"]: {"model": "micro-3m", "weights": "pretrained", "seed": 0}} if section else {}
+    full = [name for names in section.get("full", {}).values() for name in names]
+    baselines |= {name: {"model": "micro-3m", "weights": "pretrained", "seed": 0} for name in full}
     return Params.model_validate(
         {
             "root": str(root),

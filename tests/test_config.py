@@ -45,7 +45,7 @@ def test_good_parameters_come_back(params, tmp_path):
     (lambda p: p["runs"]["student"].update(data="none"), r"names 'none', which is not under data"),
     (lambda p: p["quantizers"]["int2"].update(bits=9), r"quantizers\.int2\.bits: .* or equal to 8"),
     (lambda p: p["data"]["self"].update(top_p=1.5), r"data\.self\.top_p: Input should be less than or equal to 1"),
-    (lambda p: p["baselines"].update(student=p["baselines"]["full"]), "both a run and a baseline"),
+    (lambda p: p["baselines"].update(student=p["baselines"]["full"]), "stands in two of runs, baselines and ptq"),
 ])  # fmt: skip
 def test_wrong_parameters_are_named_by_their_key(params, tmp_path, edit, words):
     edit(params)
@@ -58,7 +58,7 @@ def test_wrong_parameters_are_named_by_their_key(params, tmp_path, edit, words):
     (lambda p: p["data"]["self"].update(text=["wikipedya"]), "unknown text 'wikipedya'"),
     (lambda p: p["baselines"]["full"].update(model="no/such/model/here"), "there is no model"),
     (lambda p: p["studies"].update(nothing={}), "there is no study 'nothing'"),
-    (lambda p: p["studies"].update(bit_scaling={"full": "full", "random": ["full"], "bits": {3: ["student"]}}), "bits"),
+    (lambda p: p["studies"].update(bit_scaling={"full": {"full precision": ["full"]}, "random": ["full"], "bits": {3: ["student"]}}), "bits"),
 ])  # fmt: skip
 def test_names_that_lead_nowhere_are_found_before_anything_runs(params, tmp_path, edit, words):
     params["root"] = str(Path(__file__).parent.parent)

@@ -34,7 +34,7 @@ def pipeline_params(model: Path, text: Path) -> dict:
     params["baselines"]["random"] = {"model": str(model), "weights": "random", "seed": 0}
     params["evaluation"]["tasks"] = {"continuation": {"limit": 8, "shots": 0}}
     bits = {level: [f"student{level}"] for level in (3, 2, 1)}
-    params["studies"] = {"bit_scaling": {"full": "full", "random": ["random"], "bits": bits}}
+    params["studies"] = {"bit_scaling": {"full": {"full precision": ["full"]}, "random": ["random"], "bits": bits}}
     return params
 
 

@@ -165,7 +165,7 @@ def test_a_missing_study_is_answered_with_those_there_are(tmp_path):
         ({"bits": {3: ["a"], 2: ["b"]}}, "bits lacks 1"),
         ({"bits": {3: ["a"], 2: ["b"], 1: ["c", "d"]}}, "same number of runs"),
         ({"random": []}, r"studies\.bit_scaling\.random"),
-        ({"full": "elsewhere"}, "names elsewhere, neither under runs nor under baselines"),
+        ({"full": {"full precision": ["elsewhere"]}}, "names elsewhere, not found in runs, baselines or ptq"),
         ({"colour": "blue"}, r"studies\.bit_scaling\.colour"),
     ],
 )

@@ -22,17 +22,15 @@ def frame(rows: Sequence[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(Row.model_fields))
 
 
-def measured_rows(results: Results, levels: Mapping[str, float | None], perplexity: str, full: str) -> list[dict]:
+def measured_rows(results: Results, levels: Mapping[str, float | None]) -> list[dict]:
     """Every score of every run, then every condition's means over seeds.
 
     Args:
         levels: condition -> its place on a numeric axis.
-        perplexity: task of the perplexity that stands for the condition.
-        full: condition that retention is relative to.
     """
     rows = [row for condition, level in levels.items() for row in _run_rows(results, condition, level)]
     for condition, level in levels.items():
-        rows += _mean_rows(results, condition, level, perplexity, full)
+        rows += _mean_rows(results, condition, level)
     return rows
 
 
@@ -73,7 +71,8 @@ def _average_rows(scores: Sequence) -> list[dict]:
     return rows
 
 
-def _mean_rows(results: Results, condition: str, level: float | None, perplexity: str, full: str) -> list[dict]:
+def _mean_rows(results: Results, condition: str, level: float | None) -> list[dict]:
+    perplexity, full = results.perplexity_task, results.full_of(condition)
     models = sorted({result.scores.model for result in results.of(condition)})
     common = {"kind": "mean", "source": "measured", "model": ", ".join(models), "condition": condition, "level": level}
     log_ppl = log_perplexity([results.panel(condition, PERPLEXITY_ITEMS, [perplexity])], [1])

@@ -21,28 +21,77 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, panel
 from bitdistiller.analysis.verdict import Claim, JudgedClaim
 from bitdistiller.config import Params, Section, entry
 from bitdistiller.errors import UserError
-from bitdistiller.results import Cost, CurvePoint, Environment, Record, RunScores, TrainingRecord, read_items
+from bitdistiller.results import (
+    Cost,
+    CurvePoint,
+    Environment,
+    Record,
+    RunScores,
+    TeacherRecord,
+    TrainingRecord,
+    read_items,
+)
 
 if TYPE_CHECKING:
     from bitdistiller.report.figures import Drawing
 
 
+Runs = Annotated[list[str], Field(min_length=1)]  # copies of one condition, a seed each
+
+
 class StudyParams(Section):
-    """Base of a study's parameters."""
+    """Base of a study's parameters.
+
+    Attributes:
+        perplexity: the evaluation whose perplexity is judged; may be left out when there is only one.
+        full: full-precision originals by their label; each student is compared with that of its model.
+        teachers: entries of ``data`` whose records the study reads.
+    """
+
+    perplexity: str | None = None
+    full: dict[str, Runs] = Field(min_length=1)
+    teachers: list[str] = []
+
+    def students(self) -> dict[str, list[str]]:
+        """Runs of every other condition, by its label."""
+        raise NotImplementedError
 
     def conditions(self) -> dict[str, list[str]]:
         """Runs of each condition, by its label, in the order of tables and legends; several runs are seeds."""
-        raise NotImplementedError
+        return self.full | self.students()
+
+
+class ComparedRuns(StudyParams):
+    """Conditions without an order of their own: what most studies compare.
+
+    Attributes:
+        runs: runs by the label of their condition.
+        required: labels that the study's claims name.
+    """
+
+    runs: dict[str, Runs]
+    required: ClassVar[tuple[str, ...]] = ()
+
+    def students(self) -> dict[str, list[str]]:
+        return self.runs
+
+    @model_validator(mode="after")
+    def _conditions_complete(self) -> "ComparedRuns":
+        if missing := [label for label in self.required if label not in self.runs]:
+            raise ValueError(f"runs lacks {', '.join(missing)}; the study's claims need them")
+        if both := sorted(set(self.runs) & set(self.full)):
+            raise ValueError(f"{', '.join(both)} is both under full and under runs; labels must differ")
+        return self
 
 
 class Row(Record):
@@ -126,6 +175,7 @@ class Results:
     params: StudyParams
     runs: dict[str, RunResult]
     published: Path
+    teachers: dict[str, TeacherRecord] = field(default_factory=dict)
     _panels: dict[tuple, Panel] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, condition: str) -> list[RunResult]:
@@ -139,13 +189,26 @@ class Results:
             self._panels[key] = panel([result.items for result in self.of(condition)], metric, tasks)
         return self._panels[key]
 
-    def perplexity_task(self, wanted: str | None) -> str:
+    def full_of(self, condition: str) -> str:
+        """Label of the full-precision original that a condition is compared with: the one of the same model.
+
+        Raises:
+            UserError: the study's ``full`` has none.
+        """
+        model = self.of(condition)[0].scores.model
+        for label in self.params.full:
+            if self.of(label)[0].scores.model == model:
+                return label
+        raise UserError(f"the study's key full has no run of {model}, with which {condition} is to be compared")
+
+    @cached_property
+    def perplexity_task(self) -> str:
         """The evaluation whose perplexity a study judges: the one it names, or the only one there is.
 
         Raises:
             UserError: there is no such evaluation, or there are several and none was named.
         """
-        scores = next(iter(self.runs.values())).scores.scores
+        wanted, scores = self.params.perplexity, next(iter(self.runs.values())).scores.scores
         there = [score.task for score in scores if score.metric == "perplexity"]
         if wanted in there or (wanted is None and len(there) == 1):
             return wanted or there[0]
@@ -231,6 +294,8 @@ def study_params(study: Study, params: Params) -> StudyParams:
             raise UserError(f"studies.{study.name} has no runs for {condition}")
         if unknown := [run for run in runs if run not in params.scored]:
             raise UserError(f"studies.{study.name} names {', '.join(unknown)}, not found in runs, baselines or ptq")
+    for name in chosen.teachers:
+        entry(params.data, f"data, which studies.{study.name}.teachers names,", name)
     return chosen
 
 
@@ -241,7 +306,8 @@ def load_results(chosen: StudyParams, results_dir: Path, published: Path) -> Res
         UserError: a file is missing or foreign, or a run's scores and items disagree.
     """
     names = dict.fromkeys(name for runs in chosen.conditions().values() for name in runs)
-    return Results(chosen, {name: load_run(results_dir / "runs" / name) for name in names}, published)
+    teachers = {name: TeacherRecord.read(results_dir / "teachers" / f"{name}.json") for name in chosen.teachers}
+    return Results(chosen, {name: load_run(results_dir / "runs" / name) for name in names}, published, teachers)
 
 
 def load_run(folder: Path) -> RunResult:

@@ -23,6 +23,7 @@ from bitdistiller.data.generate import padded, read_sequences
 from bitdistiller.device import device, has_bf16
 from bitdistiller.errors import UserError
 from bitdistiller.models import LoadedModel, load_model, require_context
+from bitdistiller.results import TeacherRecord
 
 IGNORED = -100  # label of a position that has nothing to predict
 _CHUNK = 512  # tokens whose logits are held at a time
@@ -70,7 +71,7 @@ class DistillationDataset(Dataset):
         }
 
 
-def cache_teacher(name: str, length: int, text: Path, folder: Path) -> dict:
+def cache_teacher(name: str, length: int, text: Path, folder: Path) -> TeacherRecord:
     """Run teacher ``name`` over a training text and write its states to ``folder``.
 
     Args:
@@ -93,10 +94,16 @@ def cache_teacher(name: str, length: int, text: Path, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({"states": states}, folder / "states.safetensors")
     save_file({"head": head.clone(), "input_ids": ids, "mask": mask}, folder / "data.safetensors")
-    record = {"teacher": name, "gammas": gammas, "dtype": str(dtype), "tokens": int(mask.sum()),
-              "padding": 1 - mask.float().mean().item(), "teacher_origin": teacher.origin,
-              "text_sha256": sha256_file(text)}  # fmt: skip
-    (folder / "teacher.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = TeacherRecord(
+        teacher=name,
+        teacher_origin=teacher.origin,
+        gammas=gammas,
+        tokens=int(mask.sum()),
+        padding=1 - mask.float().mean().item(),
+        dtype=str(dtype),
+        text_sha256=sha256_file(text),
+    )
+    record.write(folder / "teacher.json")
     (folder / "vocabulary.json").write_text(json.dumps(teacher.tokenizer.get_vocab()))
     return record
 
@@ -106,14 +113,14 @@ def read_teacher(folder: Path) -> TeacherStates:
     if not (folder / "vocabulary.json").exists():
         raise UserError(f"{folder} holds no complete teacher cache; run `dvc repro` to make it")
     try:
-        record = json.loads((folder / "teacher.json").read_text())
+        record = TeacherRecord.read(folder / "teacher.json")
         with safe_open(folder / "data.safetensors", framework="pt") as file:
             ids, mask, head = (file.get_tensor(name) for name in ("input_ids", "mask", "head"))
         safe_open(folder / "states.safetensors", framework="pt")
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{folder} is damaged ({error}); delete it and run `dvc repro`") from None
     return TeacherStates(
-        ids, next_tokens(ids, mask), mask, folder / "states.safetensors", head, record["gammas"], record["teacher"],
+        ids, next_tokens(ids, mask), mask, folder / "states.safetensors", head, record.gammas, record.teacher,
         json.loads((folder / "vocabulary.json").read_text()),
     )  # fmt: skip
 
