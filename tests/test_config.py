@@ -24,6 +24,9 @@ def params(tiny_model, tiny_text):
     return tiny.make_params(tiny_model, tiny_text)
 
 
+INCOMPLETE = {"full": {"full precision": ["full"]}, "random": ["full"], "bits": {3: ["student"]}}
+
+
 def write(folder, params):
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump(params))
@@ -44,7 +47,7 @@ def test_good_parameters_come_back(params, tmp_path):
     (lambda p: p["runs"]["student"].update(quantizer="int5"), r"names 'int5', which is not under quantizers"),
     (lambda p: p["runs"]["student"].update(data="none"), r"names 'none', which is not under data"),
     (lambda p: p["quantizers"]["int2"].update(bits=9), r"quantizers\.int2\.bits: .* or equal to 8"),
-    (lambda p: p["data"]["self"].update(top_p=1.5), r"data\.self\.top_p: Input should be less than or equal to 1"),
+    (lambda p: p["training_text"]["own"].update(top_p=1.5), r"training_text\.own\.top_p: .* or equal to 1"),
     (lambda p: p["baselines"].update(student=p["baselines"]["full"]), "stands in two of runs, baselines and ptq"),
 ])  # fmt: skip
 def test_wrong_parameters_are_named_by_their_key(params, tmp_path, edit, words):
@@ -55,10 +58,10 @@ def test_wrong_parameters_are_named_by_their_key(params, tmp_path, edit, words):
 
 @pytest.mark.parametrize("edit, words", [
     (lambda p: p["quantizers"]["int2"].update(format="int-asm"), "unknown format 'int-asm'"),
-    (lambda p: p["data"]["self"].update(text=["wikipedya"]), "unknown text 'wikipedya'"),
+    (lambda p: p["training_text"]["own"].update(text=["wikipedya"]), "unknown text 'wikipedya'"),
     (lambda p: p["baselines"]["full"].update(model="no/such/model/here"), "there is no model"),
     (lambda p: p["studies"].update(nothing={}), "there is no study 'nothing'"),
-    (lambda p: p["studies"].update(bit_scaling={"full": {"full precision": ["full"]}, "random": ["full"], "bits": {3: ["student"]}}), "bits"),
+    (lambda p: p["studies"].update(bit_scaling=INCOMPLETE), "bits"),
 ])  # fmt: skip
 def test_names_that_lead_nowhere_are_found_before_anything_runs(params, tmp_path, edit, words):
     params["root"] = str(Path(__file__).parent.parent)
@@ -79,7 +82,7 @@ def test_no_entry_of_the_committed_parameters_is_the_pattern_of_another():
     root = Path(__file__).parent.parent
     for path in [root / "params.yaml", *root.glob("profiles/*/params.yaml")]:
         lines = [line for line in path.read_text().splitlines() if "&" in line]
-        assert lines and all(line.strip() in ("quantizer: &quantizer", "run: &run") for line in lines)
+        assert lines and all(line.strip() in ("text: &text", "quantizer: &quantizer", "run: &run") for line in lines)
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
@@ -133,7 +136,7 @@ def test_environment_and_cost_are_real():
 def test_every_command_has_help():
     runner = CliRunner()
     names = [command.name or command.callback.__name__ for command in app.registered_commands]
-    assert {"data", "train", "evaluate", "study", "report", "verdicts"} <= set(names)
+    assert {"text", "teacher", "train", "evaluate", "study", "report", "verdicts"} <= set(names)
     for name in names:
         shown = runner.invoke(app, [name, "--help"])
         assert shown.exit_code == 0 and len(shown.output.splitlines()) > 5

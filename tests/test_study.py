@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,7 @@ def test_a_new_study_needs_one_file_and_its_runs(tmp_path):
         "QUESTION, SOURCE, CLAIMS = 'Is it so?', 'none', ()\n"
         "class Params(StudyParams):\n"
         "    run: str\n"
-        "    def conditions(self):\n"
+        "    def students(self):\n"
         "        return {'all': [self.run]}\n"
         "def table(results):\n"
         "    return frame([])\n"
@@ -211,13 +212,17 @@ def test_a_new_study_needs_one_file_and_its_runs(tmp_path):
     )
     section = bit_scaling_runs(tmp_path / "results", questions=20, seeds=1)
     params = make_params(section, root=root)
-    params = params.model_copy(update={"studies": {"mine": {"run": "micro-int2-s0"}}})
+    params = params.model_copy(update={"studies": {"mine": {"full": section["full"], "run": "micro-int2-s0"}}})
     report = run_study("mine", params, tmp_path / "results")
-    assert (report.question, [run.run for run in report.runs]) == ("Is it so?", ["micro-int2-s0"])
+    assert (report.question, [run.run for run in report.runs]) == ("Is it so?", ["micro-full", "micro-int2-s0"])
 
 
 def test_the_perplexity_to_judge_is_named_only_where_it_must_be(tmp_path):
     _, results = results_of(tmp_path, questions=20, seeds=1)
-    assert results.perplexity_task(None) == results.perplexity_task(PERPLEXITY) == PERPLEXITY
-    with pytest.raises(UserError, match=f"must name one of {PERPLEXITY}, not wikitext"):
-        results.perplexity_task("wikitext")
+    for named, found in ((PERPLEXITY, PERPLEXITY), (None, PERPLEXITY), ("wikitext", None)):
+        chosen = replace(results, params=results.params.model_copy(update={"perplexity": named}))
+        if found:
+            assert chosen.perplexity_task == found
+        else:
+            with pytest.raises(UserError, match=f"must name one of {PERPLEXITY}, not wikitext"):
+                _ = chosen.perplexity_task

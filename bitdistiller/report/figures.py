@@ -128,6 +128,77 @@ def measured_panel(
     return Drawing(figure, caption)
 
 
+def conditions_panel(
+    rows: pd.DataFrame,
+    metric: str,
+    task: str,
+    xlabel: str,
+    caption: str,
+    log: bool = False,
+    chance: float | None = None,
+) -> Drawing:
+    """Conditions without an order of their own, one under the other: seeds as small points, means with 95 % intervals.
+
+    Args:
+        rows: the study's tidy table.
+        metric, task: what is shown.
+        log: logarithmic axis.
+        chance: score of guessing, drawn as a dashed line.
+    """
+    shown = rows[(rows["source"] == "measured") & (rows["task"] == task) & (rows["metric"] == metric)]
+    means = shown[shown["kind"] == "mean"]
+    places = {name: -float(place) for place, name in enumerate(dict.fromkeys(means["condition"]))}
+    with matplotlib.rc_context(LOOK | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(COLUMN_INCHES, 0.75 + 0.23 * len(places)))
+        ax = figure.add_subplot()
+        ax.set_title(f"Measured: {' and '.join(means['model'].unique())}")
+        ax.set_xlabel(xlabel)
+        y = np.array([places[condition] for condition in means["condition"]])
+        spread = [(means["value"] - means["low"]).clip(lower=0), (means["high"] - means["value"]).clip(lower=0)]
+        ax.errorbar(
+            means["value"],
+            y,
+            xerr=spread,
+            fmt=MARKERS[0],
+            color=SERIES[0],
+            markeredgecolor=PAPER,
+            markeredgewidth=0.7,
+            markersize=5.5,
+            elinewidth=1.2,
+            capsize=2,
+            zorder=3,
+        )
+        seeds = shown[shown["kind"] == "run"]
+        seeds = seeds[seeds["condition"].map(seeds["condition"].value_counts()).gt(1)]
+        ax.scatter(
+            seeds["value"],
+            [places[condition] - 0.25 for condition in seeds["condition"]],
+            s=7,
+            color=SERIES[0],
+            alpha=0.55,
+            linewidths=0,
+        )
+        if log:
+            ax.set_xscale("log")
+            low, high = ax.get_xlim()
+            ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 1e2 else (1, 2, 5), numticks=8))
+            ax.xaxis.set_major_formatter(
+                FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+            )
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        ax.set_yticks(list(places.values()), list(places))
+        ax.set_ylim(min(places.values()) - 0.6, 0.6)
+        edge = ax.secondary_yaxis("right")
+        edge.set_yticks(list(y), [_format(value, log) for value in means["value"]])
+        edge.tick_params(length=0, labelsize=7)
+        edge.spines["right"].set_visible(False)
+        if chance is not None:
+            ax.axvline(chance, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=f"chance {chance:.2f}")
+    return Drawing(figure, caption)
+
+
 def published_panel(
     rows: pd.DataFrame,
     metric: str,
