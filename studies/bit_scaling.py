@@ -20,6 +20,9 @@ most a quarter of full precision's gain over chance. Contradicted: beyond two st
 95 % interval (wider with few seeds) excludes chance too. Undecided otherwise.
 
 *one-bit-perplexity* asks whether the interval of the ratio of perplexities, 1 bit over 2 bits, lies above 10.
+
+All comparisons above are then corrected together over the study (``verdict.family_wise``); *one-bit-chance* takes part
+only where it is beyond two standard errors, since within them nothing is rejected.
 """
 
 import math
@@ -29,6 +32,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from pydantic import model_validator
 
+from bitdistiller.analysis.power import needed_for_error
 from bitdistiller.analysis.published import BITDISTILLER, CHANCE, FOLLOW_UP, chance_of, read_published
 from bitdistiller.analysis.rows import MEAN, frame, measured_rows, published_rows
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, accuracy, difference_p, log_perplexity, retention
@@ -181,7 +185,9 @@ def judge_one_bit_chance(results: Results) -> Verdict:
         outcome = "supported" if powered else "undecided"
     else:
         outcome = "contradicted" if excess.low > 0 or excess.high < 0 else "undecided"
-    deciding = finding("accuracy at 1 bit minus chance", excess, "points", outcome, excess.p_value())
+    p = excess.p_value() if abs(excess.t()) > 2 else None
+    needs = None if powered or p is not None or gain <= 0 else needed_for_error(excess, POWER_SHARE * gain / 2)
+    deciding = finding("accuracy at 1 bit minus chance", excess, "points", outcome, p, needs=needs)
     side = "above" if excess.value > 0 else "below"
     explanation = (
         f"Accuracy at 1 bit is {100 * abs(excess.value):.1f} points {side} chance ({100 * chance:.1f} %), "

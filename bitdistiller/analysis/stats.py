@@ -12,12 +12,18 @@ with Satterthwaite's degrees of freedom for the t-interval. When seeds dominate 
 seeds; when they agree it is the textbook paired interval over items. One seed cannot show its own spread: then the
 interval is the item-level one, and ``Estimate.basis`` says so wherever it is printed.
 
-Accuracy is the unweighted mean over tasks of the mean over items, as the papers average it. The logarithm of
-perplexity is a ratio of sums over documents (nats over tokens), whose document variance is bootstrapped; pairing
-means that all models see the same resampled documents. For a single seed on each side, ``mcnemar`` tests accuracy
-exactly, from the items on which exactly one of the two models is right.
+Accuracy is the unweighted mean over tasks of the mean over items, as the papers average it; flips, the share of items
+whose answer is no longer full precision's, likewise. What is counted by tokens (the logarithm of perplexity, KL
+divergence to the teacher, top-1 agreement) is a ratio of sums over documents, whose document variance is bootstrapped;
+pairing means that all models see the same resampled documents. For a single seed on each side, ``mcnemar`` tests
+accuracy exactly, from the items on which exactly one of the two models is right.
 
-Left out: clustering of questions within a subject, and equivalence tests.
+That two conditions are *the same* is no result of a test that failed to tell them apart. ``Estimate.equivalence_p``
+turns the question round (two one-sided tests, Schuirmann 1987): its null hypotheses are that the true difference is
+beyond a margin, on the one side and on the other, and both have to be rejected. p <= 5 % is the same as a 90 % interval
+inside the margin.
+
+Left out: clustering of questions within a subject.
 """
 
 from collections.abc import Sequence
@@ -41,7 +47,11 @@ Sample = Literal["items", "documents"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its standard error: ``n`` counts what ``sample`` names, ``seeds`` the trained copies behind it."""
+    """A number with its standard error: ``n`` counts what ``sample`` names, ``seeds`` the trained copies behind it.
+
+    ``seed_share`` is the share of the variance that would stay however many items were scored; 0 with one seed, which
+    cannot show it.
+    """
 
     value: float
     standard_error: float
@@ -49,6 +59,7 @@ class Estimate:
     n: int
     seeds: int
     sample: Sample = "items"
+    seed_share: float = 0.0
 
     @property
     def low(self) -> float:
@@ -78,6 +89,10 @@ class Estimate:
     def p_value(self, null: float = 0.0) -> float:
         """Two-sided p of the hypothesis that the true value is ``null``."""
         return float(2 * stats.t.sf(abs(self.t(null)), self.df))
+
+    def equivalence_p(self, margin: float) -> float:
+        """p of two one-sided tests that the true value lies within ``margin`` of zero: the larger of the two."""
+        return float(max(stats.t.sf(self.t(-margin), self.df), stats.t.cdf(self.t(margin), self.df)))
 
     def minus(self, constant: float) -> "Estimate":
         """The same estimate measured from ``constant``."""
@@ -161,11 +176,11 @@ def accuracy(panels: Sequence[Panel], coefficients: Sequence[int | float]) -> Es
     return _estimate(value, variance, strata, [p.values for p in panels], coefficients)
 
 
-def log_perplexity(panels: Sequence[Panel], coefficients: Sequence[int | float], seed: int = 0) -> Estimate:
-    """``sum(c * log perplexity)`` over conditions: ``[1, -1]`` is the logarithm of a ratio of perplexities.
+def per_token(panels: Sequence[Panel], coefficients: Sequence[int | float], seed: int = 0) -> Estimate:
+    """``sum(c * total value / total weight)`` over conditions, paired by document.
 
-    Averaging over seeds is done on the logarithm, so a condition's perplexity is the geometric mean of its seeds.
-    Documents are resampled ``REPLICATES`` times with the generator ``seed``, the same ones for all conditions.
+    For ``kl`` that is nats a token, for ``agreement`` the share of positions. Documents are resampled ``REPLICATES``
+    times with the generator ``seed``, the same ones for all conditions.
     """
     _require_pairs(panels)
     weights, count = panels[0].weights, len(panels[0].weights)
@@ -177,10 +192,35 @@ def log_perplexity(panels: Sequence[Panel], coefficients: Sequence[int | float],
     return replace(estimate, sample="documents")
 
 
+def log_perplexity(panels: Sequence[Panel], coefficients: Sequence[int | float], seed: int = 0) -> Estimate:
+    """``sum(c * log perplexity)`` over conditions: ``[1, -1]`` is the logarithm of a ratio of perplexities.
+
+    Averaging over seeds is done on the logarithm, so a condition's perplexity is the geometric mean of its seeds.
+    """
+    return per_token(panels, coefficients, seed)
+
+
 def _linearised(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """What each document adds to its run's log perplexity, (S, N); each row's mean is that log perplexity."""
+    """What each document adds to its run's ratio of sums, (S, N); each row's mean is that ratio."""
     level = values.sum(axis=1, keepdims=True) / weights.sum()
     return level + (values - level * weights) / weights.mean()
+
+
+def changed(student: Panel, full: Panel) -> Panel:
+    """1 where a run of the student chose another answer than ``full``, a single run; panels of the metric ``choice``.
+
+    Raises:
+        UserError: ``full`` has several runs, or the items differ.
+    """
+    _require_pairs([student, full])
+    if full.seeds != 1:
+        raise UserError(f"flips are counted against one full-precision run; this condition has {full.seeds}")
+    return replace(student, values=(student.values != full.values).astype(float))
+
+
+def flips(student: Panel, full: Panel) -> Estimate:
+    """Share of items whose answer is not full precision's, over seeds (of differences: ``accuracy`` of ``changed``)."""
+    return accuracy([changed(student, full)], [1])
 
 
 def retention(student: Panel, full: Panel, chance: float) -> Estimate | None:
@@ -229,7 +269,8 @@ def _estimate(value, item_variance, strata, contributions, coefficients) -> Esti
     if total > 0:
         df = total**2 / sum(variance**2 / freedom for variance, freedom in terms)
     seeds = max(len(matrix) for matrix in contributions)
-    return Estimate(float(value), float(np.sqrt(total)), float(df), count, seeds)
+    seed_share = float(max(0.0, 1 - item_variance / total)) if total > 0 else 0.0
+    return Estimate(float(value), float(np.sqrt(total)), float(df), count, seeds, seed_share=seed_share)
 
 
 def _interaction(block: np.ndarray) -> float:

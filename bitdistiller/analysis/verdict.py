@@ -5,26 +5,41 @@ estimates and their intervals by the rules below and nothing else, so the same r
 and synthetic results can drive every claim to each outcome:
 
     against a bound   supported when the 95 % interval lies on the claimed side, contradicted when it lies on the other
-    a direction       the same against zero, and Holm's adjusted p must agree when a claim makes several comparisons
+    a direction       the same against zero; where there is an exact p, it must agree
+    no difference     supported when the 90 % interval lies within the margin (two one-sided tests at 5 %), contradicted
+                      when the 95 % interval lies beyond it; never because a test found nothing
     several parts     supported when every part is, contradicted when one part is, undecided otherwise
 
-"Undecided" is a finding: at this budget the data allow both answers.
+A study makes many comparisons, so by chance alone one in twenty would decide a claim. Each comparison that decides
+keeps the unadjusted p of its decision as ``Evidence``: two-sided against its bound, or that of the equivalence test.
+Holm's method adjusts all of them together, first within a claim (``corrected``), then within the study
+(``family_wise``, which starts from the unadjusted ones again). One whose adjusted p is above 5 % becomes undecided, and
+the outcome of its claim follows from its parts anew. Nothing undecided is ever decided by that. Comparisons beside a
+claim, which decide nothing, and rules that rest on no p are no part of the family.
+
+"Undecided" is a finding: at this budget the data allow both answers. ``Finding.needs`` says what sample would do.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from scipy import stats
+
+from bitdistiller.analysis.power import needed
 from bitdistiller.analysis.stats import ALPHA, Estimate, Sample, basis, holm
+from bitdistiller.errors import UserError
 from bitdistiller.results import Record
 
 if TYPE_CHECKING:
     from bitdistiller.analysis.study import Results
 
 Outcome = Literal["supported", "contradicted", "undecided"]
-Unit = Literal["points", "times", "share"]
+Unit = Literal["points", "times", "percent", "share", "nats"]
+
+_SUFFIX: dict[Unit, str] = {"points": " points", "times": "×", "percent": " %", "share": "", "nats": " nats"}
 
 
 class PublishedNumber(Record):
@@ -40,12 +55,23 @@ class PublishedNumber(Record):
     file: str
 
 
+class Evidence(Record):
+    """The test behind an outcome: its unadjusted p, one- or two-sided, and the sample it came from."""
+
+    p: float
+    tails: Literal[1, 2]
+    df: float
+    seed_share: float
+
+
 class Finding(Record):
     """An effect with its 95 % interval and what it decides.
 
     ``outcome`` is None for a comparison that stands beside the claim and decides nothing. ``unit`` is ``points``
-    (percentage points), ``times`` (a ratio) or ``share``; ``p`` is two-sided and, where there are several comparisons,
-    Holm-adjusted. ``n`` counts what ``sample`` names. The numbers are None where the data cannot define the effect.
+    (percentage points), ``times`` (a ratio), ``percent`` (a ratio minus one), ``share`` or ``nats``; ``p`` is
+    two-sided, or that of an equivalence test, and Holm-adjusted where it decides. ``n`` counts what ``sample`` names.
+    The numbers are None where the data cannot define the effect. ``needs`` is the sample that would decide what is
+    undecided.
     """
 
     description: str
@@ -58,6 +84,8 @@ class Finding(Record):
     n: int
     seeds: int
     sample: Sample
+    evidence: Evidence | None = None
+    needs: str | None = None
 
     @property
     def text(self) -> str:
@@ -108,11 +136,15 @@ class JudgedClaim(Record):
 
 def format_effect(value: float, unit: Unit, bare: bool = False) -> str:
     """A number in the precision that its unit deserves; ``bare`` leaves the unit away."""
+    places = {"points": 1, "percent": 1, "share": 2, "nats": 3}
     if unit == "times":
-        return digits(value, 0 if value >= 100 else 1 if value >= 10 else 2) + ("" if bare else "×")
-    if unit == "points":
-        return digits(value, 1) + ("" if bare else " points")
-    return digits(value, 2)
+        places[unit] = 0 if value >= 100 else 1 if value >= 10 else 2
+    return digits(value, places[unit]) + ("" if bare else _SUFFIX[unit])
+
+
+def format_bound(value: float, unit: Unit) -> str:
+    """A bound as it is written in a study, with its unit."""
+    return f"{value:g}".replace("-", "−") + _SUFFIX[unit]
 
 
 def digits(value: float, places: int) -> str:
@@ -122,10 +154,25 @@ def digits(value: float, places: int) -> str:
 
 
 def finding(
-    description: str, estimate: Estimate, unit: Unit, outcome: Outcome | None, p: float | None = None
+    description: str,
+    estimate: Estimate,
+    unit: Unit,
+    outcome: Outcome | None,
+    p: float | None = None,
+    tails: Literal[1, 2] = 2,
+    needs: str | None = None,
 ) -> Finding:
-    """Store an estimate in its unit: accuracies become points, log ratios become ratios, shares stay."""
-    convert = {"points": lambda x: 100 * x, "times": _exp, "share": float}[unit]
+    """Store an estimate in its unit, and with it the test that decides.
+
+    Args:
+        estimate: a share for ``points`` and ``share``, a log ratio for ``times`` and ``percent``.
+        outcome: None for a comparison beside the claim.
+        p: unadjusted p of the decision; None where the rule rests on none.
+        tails: 1 for an equivalence test.
+        needs: sample that would decide; left out, it follows from p when the study is corrected.
+    """
+    decides = outcome is not None and p is not None
+    spread = {"df": estimate.df, "seed_share": estimate.seed_share}
     return Finding(
         description=description,
         outcome=outcome,
@@ -134,10 +181,35 @@ def finding(
         n=estimate.n,
         seeds=estimate.seeds,
         sample=estimate.sample,
-        effect=convert(estimate.value),
-        low=convert(estimate.low),
-        high=convert(estimate.high),
+        effect=printed(estimate.value, unit),
+        low=printed(estimate.low, unit),
+        high=printed(estimate.high, unit),
+        evidence=Evidence(p=p, tails=tails, **spread) if decides else None,
+        needs=needs,
     )
+
+
+def printed(value: float, unit: Unit) -> float:
+    """A number on the scale of the statistics (shares, log ratios) in its unit."""
+    if unit == "times":
+        return _exp(value)
+    if unit == "percent":
+        return 100 * (_exp(value) - 1)
+    return 100 * value if unit == "points" else float(value)
+
+
+def unprinted(value: float, unit: Unit) -> float:
+    """A number in its unit, on the scale of the statistics: the inverse of ``printed``.
+
+    Raises:
+        UserError: a ratio that is not above zero.
+    """
+    if unit in ("times", "percent"):
+        ratio = value if unit == "times" else 1 + value / 100
+        if ratio <= 0:
+            raise UserError(f"{format_bound(value, unit)} is no ratio; ratios are above 0×, changes above −100 %")
+        return math.log(ratio)
+    return value / 100 if unit == "points" else float(value)
 
 
 def _exp(value: float) -> float:
@@ -167,33 +239,138 @@ def at_least(estimate: Estimate, bound: float) -> Outcome:
     return "contradicted" if estimate.high < bound else "undecided"
 
 
+def above_bound(
+    description: str, estimate: Estimate, unit: Unit, bound: float = 0.0, p: float | None = None
+) -> Finding:
+    """The claim that an estimate lies above ``bound`` (on the estimate's own scale), not yet corrected.
+
+    Args:
+        p: two-sided p against ``bound`` where there is a better test than t's; it and the interval must agree.
+    """
+    p = estimate.p_value(bound) if p is None else p
+    outcome: Outcome = "undecided"
+    if p <= ALPHA and estimate.low > bound:
+        outcome = "supported"
+    elif p <= ALPHA and estimate.high < bound:
+        outcome = "contradicted"
+    return finding(description, estimate, unit, outcome, p)
+
+
+def below_bound(
+    description: str, estimate: Estimate, unit: Unit, bound: float = 0.0, p: float | None = None
+) -> Finding:
+    """The claim that an estimate lies below ``bound``: the outcomes of ``above_bound``, exchanged."""
+    mirrored = above_bound(description, replace(estimate, value=-estimate.value), unit, -bound, p)
+    return finding(description, estimate, unit, mirrored.outcome, mirrored.p)
+
+
+def equivalent(estimate: Estimate, margin: float) -> Outcome:
+    """Outcome of "within ``margin`` of zero, on either side", by two one-sided tests."""
+    if estimate.equivalence_p(margin) <= ALPHA:
+        return "supported"
+    return "contradicted" if estimate.low > margin or estimate.high < -margin else "undecided"
+
+
+def within_margin(description: str, estimate: Estimate, unit: Unit, margin: float) -> Finding:
+    """The claim that an estimate lies within ``margin`` of zero (on the estimate's own scale), not yet corrected.
+
+    Its p is that of the equivalence test; of an estimate beyond the margin, the two-sided one against the nearer end.
+    """
+    if abs(estimate.value) > margin:
+        p, tails = estimate.p_value(math.copysign(margin, estimate.value)), 2
+    else:
+        p, tails = estimate.equivalence_p(margin), 1
+    return finding(description, estimate, unit, equivalent(estimate, margin), p, tails)
+
+
 def directions(comparisons: Sequence[tuple[str, Estimate, Unit, float]]) -> list[Finding]:
     """Several claims of the kind "this is above zero", corrected together.
 
     Args:
         comparisons: description, estimate (positive in the claimed direction), unit and unadjusted p of each.
     """
-    findings = []
-    adjusted = holm([p for *_, p in comparisons])
-    for (description, estimate, unit, _), p in zip(comparisons, adjusted, strict=True):
-        outcome: Outcome = "undecided"
-        if p <= ALPHA and estimate.low > 0:
-            outcome = "supported"
-        elif p <= ALPHA and estimate.high < 0:
-            outcome = "contradicted"
-        findings.append(finding(description, estimate, unit, outcome, p))
-    return findings
+    return corrected(
+        [above_bound(description, estimate, unit, 0.0, p) for description, estimate, unit, p in comparisons]
+    )
+
+
+def corrected(findings: Sequence[Finding]) -> list[Finding]:
+    """Findings with Holm-adjusted p; where that is above ``ALPHA`` they are undecided, and say what they need."""
+    family = [part.evidence.p for part in findings if part.evidence]
+    adjusted = holm(family) if family else []
+    # The one of them that comes next has to pass at ALPHA over the number that have not passed.
+    level = ALPHA / max(1, sum(p > ALPHA for p in adjusted))
+    p_values = iter(adjusted)
+    return [_adjust(part, next(p_values), level) if part.evidence else part for part in findings]
+
+
+def _adjust(part: Finding, p: float, level: float) -> Finding:
+    outcome = part.outcome if p <= ALPHA else "undecided"
+    needs = _needed(part, part.evidence, level) if outcome == "undecided" else None
+    return part.model_copy(update={"p": p, "outcome": outcome, "needs": needs})
+
+
+def _needed(part: Finding, evidence: Evidence, level: float) -> str:
+    t = float(stats.t.isf(evidence.p / evidence.tails, evidence.df))
+    in_errors = Estimate(t, 1.0, evidence.df, part.n, part.seeds, part.sample, evidence.seed_share)
+    return needed(in_errors, 0.0, evidence.tails, level)
 
 
 def conjunction(parts: Sequence[Finding]) -> Outcome:
-    """Outcome of a claim that needs all its parts."""
-    outcomes = {part.outcome for part in parts}
+    """Outcome of a claim that needs all its parts; those beside the claim do not count."""
+    outcomes = {part.outcome for part in parts} - {None}
     if "contradicted" in outcomes:
         return "contradicted"
     return "supported" if outcomes == {"supported"} else "undecided"
 
 
+def decisive(parts: Sequence[Finding]) -> Finding:
+    """The part that a conjunction hangs on: the clearest contradiction, or else the weakest part of its outcome."""
+    outcome = conjunction(parts)
+    choose = min if outcome == "contradicted" else max
+    return choose(
+        (part for part in parts if part.outcome == outcome), key=lambda part: 1.0 if part.p is None else part.p
+    )
+
+
 def verdict(deciding: Finding, outcome: Outcome, explanation: str, parts: Sequence[Finding] = ()) -> Verdict:
-    """A verdict whose effect is that of the deciding comparison."""
+    """A verdict whose effect is that of the deciding comparison.
+
+    ``parts`` that have an outcome make up the claim, as a conjunction, and the deciding comparison is one of them;
+    without any, it is the claim.
+    """
     fields = deciding.model_dump() | {"outcome": outcome}
     return Verdict(**fields, explanation=explanation, parts=list(parts))
+
+
+def family_wise(claims: Sequence[JudgedClaim]) -> list[JudgedClaim]:
+    """The claims of a study, all comparisons that decide them corrected together (see the module's docstring)."""
+    groups = [_deciding(claim.verdict) for claim in claims]
+    family = corrected([part for group in groups for part in group])
+    size = sum(part.evidence is not None for part in family)
+    rest = iter(family)
+    return [
+        claim.model_copy(update={"verdict": _revised(claim.verdict, [next(rest) for _ in group], size)})
+        for claim, group in zip(claims, groups, strict=True)
+    ]
+
+
+def _deciding(claim: Verdict) -> list[Finding]:
+    """Parts that have an outcome, or else the verdict's own comparison."""
+    own = Finding.model_validate(claim.model_dump(include=set(Finding.model_fields)))
+    return [part for part in claim.parts if part.outcome is not None] or [own]
+
+
+def _revised(claim: Verdict, deciding: list[Finding], size: int) -> Verdict:
+    """The verdict after its deciding comparisons were corrected in a family of ``size``."""
+    outcome = conjunction(deciding)
+    held = (part for part in deciding if part.description == claim.description and part.outcome == outcome)
+    lost = [new.description for old, new in zip(_deciding(claim), deciding, strict=True) if old.outcome != new.outcome]
+    explanation = claim.explanation
+    if lost:
+        explanation += (
+            f" Holm's correction over all {size} comparisons of the study leaves undecided: {'; '.join(lost)}."
+        )
+    rest = iter(deciding)
+    parts = [part if part.outcome is None else next(rest) for part in claim.parts]
+    return verdict(next(held, None) or decisive(deciding), outcome, explanation, parts)

@@ -1,0 +1,317 @@
+"""Claims as data: a measure of two conditions, what is claimed of it, and the verdict that follows.
+
+    test=all_of(
+        lower_perplexity("2 bits, asymmetric", "2 bits, none"),
+        same_accuracy("T = 2", "T = 5", points=2),
+        beside(flip_share("2 bits, asymmetric", "full precision")),
+    )
+
+Three concepts. A *measure* reads one number with its uncertainty off the results: a ratio of perplexities, a difference
+of accuracies. ``above``, ``below`` and ``within`` claim something of a measure and make a *comparison* of it, decided
+by the rules of ``verdict``; the common ones have names of their own. ``all_of`` is the *test* of a claim that
+needs all its comparisons: it corrects them together (Holm) and says in a sentence what the numbers are. A measure of a
+study's own is a function of the results that returns a ``Quantity``.
+
+Bounds and margins are written in the unit that is printed: accuracies in points, perplexities as ratios, so that
+``ratio=1.05`` means up to 5 % either way. Conditions are named as in the study's ``conditions()``; all their seeds
+count. A condition whose accuracy cannot be told from guessing is called "at chance" wherever it is compared: that two
+models guess equally well is no finding about them.
+
+"A does not beat B" is a claim of its own, and not the same as "B beats A" or "they are the same":
+``no_lower_perplexity`` and ``no_higher_accuracy`` are supported when A is certainly not better by more than a margin
+(non-inferiority of B) and contradicted when it certainly is.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bitdistiller.analysis.stats import (
+    PERPLEXITY_ITEMS,
+    Estimate,
+    Panel,
+    accuracy,
+    changed,
+    difference_p,
+    flips,
+    log_perplexity,
+    per_token,
+    retention,
+)
+from bitdistiller.analysis.study import Results
+from bitdistiller.analysis.verdict import (
+    Finding,
+    Unit,
+    Verdict,
+    above_bound,
+    below_bound,
+    conjunction,
+    corrected,
+    decisive,
+    finding,
+    format_bound,
+    printed,
+    undefined,
+    unprinted,
+    verdict,
+    within_margin,
+)
+from bitdistiller.errors import UserError
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a measure found: an estimate on the scale of the statistics, and the unit it is printed in.
+
+    ``zero_p`` is the two-sided p that it is zero (a ratio: one), where that means something.
+    """
+
+    description: str
+    estimate: Estimate
+    unit: Unit
+    zero_p: float | None = None
+
+
+# A measure the data do not define is returned as its undecided finding.
+Measure = Callable[[Results], Quantity | Finding]
+Comparison = Callable[[Results], Finding]
+
+
+# --- measures -------------------------------------------------------------------------------------------------------
+
+
+def perplexity_ratio(condition: str, over: str, task: str | None = None) -> Measure:
+    """Perplexity of a condition over that of another, on the same documents."""
+
+    def measure(results: Results) -> Quantity:
+        ratio = log_perplexity(
+            [_documents(results, name, PERPLEXITY_ITEMS, task) for name in (condition, over)], [1, -1]
+        )
+        return Quantity(f"perplexity of {condition} over {over}", ratio, "times", ratio.p_value())
+
+    return measure
+
+
+def accuracy_difference(condition: str, minus: str, tasks: Sequence[str] | None = None) -> Measure:
+    """Mean accuracy of a condition minus that of another, on the same items; exact p for single runs."""
+
+    def measure(results: Results) -> Quantity:
+        pair = [results.panel(name, "acc", tasks) for name in (condition, minus)]
+        first, second = (_with_chance(results, name, tasks) for name in (condition, minus))
+        difference = accuracy(pair, [1, -1])
+        return Quantity(f"accuracy of {first} minus {second}", difference, "points", difference_p(*pair))
+
+    return measure
+
+
+def above_chance(condition: str, tasks: Sequence[str] | None = None) -> Measure:
+    """Mean accuracy of a condition minus that of guessing."""
+
+    def measure(results: Results) -> Quantity:
+        excess = _excess(results, condition, tasks)
+        return Quantity(f"accuracy of {condition} minus chance", excess, "points", excess.p_value())
+
+    return measure
+
+
+def retained(condition: str, full: str, tasks: Sequence[str] | None = None) -> Measure:
+    """Share of full precision's accuracy above chance that a condition keeps; not defined for one at chance."""
+
+    def measure(results: Results) -> Quantity | Finding:
+        student, reference = (results.panel(name, "acc", tasks) for name in (condition, full))
+        kept = retention(student, reference, _chance(results, tasks))
+        name = f"chance-subtracted retention of {condition}"
+        return Quantity(name, kept, "share") if kept else undefined(name, "share", len(student.keys), student.seeds)
+
+    return measure
+
+
+def flip_share(condition: str, full: str, tasks: Sequence[str] | None = None) -> Measure:
+    """Share of items whose answer is not full precision's."""
+
+    def measure(results: Results) -> Quantity:
+        share = flips(*(results.panel(name, "choice", tasks) for name in (condition, full)))
+        return Quantity(f"flips of {condition} against {full}", share, "share")
+
+    return measure
+
+
+def flip_difference(condition: str, minus: str, full: str, tasks: Sequence[str] | None = None) -> Measure:
+    """Share of items flipped by a condition minus that of another, in points."""
+
+    def measure(results: Results) -> Quantity:
+        reference = results.panel(full, "choice", tasks)
+        pair = [changed(results.panel(name, "choice", tasks), reference) for name in (condition, minus)]
+        difference = accuracy(pair, [1, -1])
+        return Quantity(f"flips of {condition} minus {minus}", difference, "points", difference_p(*pair))
+
+    return measure
+
+
+def kl_difference(condition: str, minus: str, task: str | None = None) -> Measure:
+    """KL divergence to the teacher of a condition minus that of another, nats a token."""
+    return _token_difference("kl", "KL to the teacher", "nats", condition, minus, task)
+
+
+def agreement_difference(condition: str, minus: str, task: str | None = None) -> Measure:
+    """Share of positions whose likeliest token is the teacher's, a condition minus another, in points."""
+    return _token_difference("agreement", "top-1 agreement", "points", condition, minus, task)
+
+
+def _token_difference(metric: str, words: str, unit: Unit, condition: str, minus: str, task: str | None) -> Measure:
+    def measure(results: Results) -> Quantity:
+        difference = per_token([_documents(results, name, metric, task) for name in (condition, minus)], [1, -1])
+        return Quantity(f"{words} of {condition} minus {minus}", difference, unit, difference.p_value())
+
+    return measure
+
+
+def _documents(results: Results, condition: str, metric: str, task: str | None) -> Panel:
+    wanted = task or getattr(results.params, "perplexity", None)
+    return results.panel(condition, metric, [results.perplexity_task(wanted)])
+
+
+def _chance(results: Results, tasks: Sequence[str] | None) -> float:
+    levels = [results.chance[task] for task in tasks or results.chance]
+    return sum(levels) / len(levels)
+
+
+def _excess(results: Results, condition: str, tasks: Sequence[str] | None) -> Estimate:
+    return accuracy([results.panel(condition, "acc", tasks)], [1]).minus(_chance(results, tasks))
+
+
+def _with_chance(results: Results, condition: str, tasks: Sequence[str] | None) -> str:
+    """The condition's name, and that it guesses if it does."""
+    excess = _excess(results, condition, tasks)
+    return f"{condition} (at chance)" if excess.low <= 0 <= excess.high else condition
+
+
+# --- comparisons ----------------------------------------------------------------------------------------------------
+
+
+def above(measure: Measure, bound: float) -> Comparison:
+    """The claim that a measure lies above ``bound``, in its printed unit."""
+    return _bounded(measure, "above", above_bound, bound)
+
+
+def below(measure: Measure, bound: float) -> Comparison:
+    """The claim that a measure lies below ``bound``, in its printed unit."""
+    return _bounded(measure, "below", below_bound, bound)
+
+
+def within(measure: Measure, margin: float) -> Comparison:
+    """The claim of no difference: a measure within ``margin`` of zero (a ratio: of one), by an equivalence test.
+
+    Raises:
+        UserError: when judged, for a margin that is not above zero (a ratio: above one).
+    """
+
+    def decide(quantity: Quantity) -> Finding:
+        inner = unprinted(margin, quantity.unit)
+        name = f"{quantity.description} (claimed within {format_bound(margin, quantity.unit)} either way)"
+        if inner <= 0:
+            raise UserError(
+                f"{name}: a margin must be above {format_bound(printed(0.0, quantity.unit), quantity.unit)}"
+            )
+        return within_margin(name, quantity.estimate, quantity.unit, inner)
+
+    return _comparison(measure, decide)
+
+
+def beside(measure: Measure) -> Comparison:
+    """A measure to print beside a claim; it decides nothing."""
+
+    def compare(results: Results) -> Finding:
+        quantity = measure(results)
+        if isinstance(quantity, Finding):
+            return quantity.model_copy(update={"outcome": None})
+        return finding(quantity.description, quantity.estimate, quantity.unit, None, quantity.zero_p)
+
+    return compare
+
+
+def _bounded(measure: Measure, side: str, rule: Callable[..., Finding], bound: float) -> Comparison:
+    def decide(quantity: Quantity) -> Finding:
+        inner = unprinted(bound, quantity.unit)
+        name = f"{quantity.description} (claimed {side} {format_bound(bound, quantity.unit)})"
+        return rule(name, quantity.estimate, quantity.unit, inner, quantity.zero_p if inner == 0 else None)
+
+    return _comparison(measure, decide)
+
+
+def _comparison(measure: Measure, decide: Callable[[Quantity], Finding]) -> Comparison:
+    def compare(results: Results) -> Finding:
+        quantity = measure(results)
+        return quantity if isinstance(quantity, Finding) else decide(quantity)
+
+    return compare
+
+
+def lower_perplexity(better: str, worse: str, task: str | None = None) -> Comparison:
+    """One condition has a lower perplexity than another."""
+    return below(perplexity_ratio(better, worse, task), 1)
+
+
+def higher_accuracy(better: str, worse: str, tasks: Sequence[str] | None = None) -> Comparison:
+    """One condition has a higher mean accuracy than another."""
+    return above(accuracy_difference(better, worse, tasks), 0)
+
+
+def perplexity_ratio_at_least(worse: str, better: str, ratio: float, task: str | None = None) -> Comparison:
+    """The perplexity of one condition is at least ``ratio`` times that of another."""
+    return above(perplexity_ratio(worse, better, task), ratio)
+
+
+def same_perplexity(first: str, second: str, ratio: float, task: str | None = None) -> Comparison:
+    """Two conditions have the same perplexity, up to ``ratio`` either way."""
+    return within(perplexity_ratio(first, second, task), ratio)
+
+
+def same_accuracy(first: str, second: str, points: float, tasks: Sequence[str] | None = None) -> Comparison:
+    """Two conditions have the same mean accuracy, up to ``points`` either way."""
+    return within(accuracy_difference(first, second, tasks), points)
+
+
+def no_lower_perplexity(condition: str, than: str, ratio: float, task: str | None = None) -> Comparison:
+    """A condition does not beat another in perplexity: the other's is at most ``ratio`` times its own."""
+    return below(perplexity_ratio(than, condition, task), ratio)
+
+
+def no_higher_accuracy(condition: str, than: str, points: float, tasks: Sequence[str] | None = None) -> Comparison:
+    """A condition does not beat another in accuracy: it is at most ``points`` above it."""
+    return below(accuracy_difference(condition, than, tasks), points)
+
+
+# --- the test of a claim --------------------------------------------------------------------------------------------
+
+
+def all_of(*comparisons: Comparison) -> Callable[[Results], Verdict]:
+    """The test of a claim that needs all its comparisons, corrected together.
+
+    The effect shown is the one that the outcome hangs on: the weakest comparison, or the clearest contradiction.
+
+    Raises:
+        UserError: when judged, if all comparisons stand beside the claim.
+    """
+
+    def test(results: Results) -> Verdict:
+        findings = corrected([compare(results) for compare in comparisons])
+        deciding = [part for part in findings if part.outcome is not None]
+        if not deciding:
+            raise UserError("a claim needs a comparison that decides it; all of its comparisons stand beside it")
+        shown = decisive(deciding)
+        return verdict(shown, conjunction(deciding), _explain(deciding, shown), findings if len(findings) > 1 else [])
+
+    return test
+
+
+def _explain(deciding: Sequence[Finding], shown: Finding) -> str:
+    """A sentence from the numbers."""
+    said = f"{shown.description} is {shown.text} over {shown.basis}."
+    if len(deciding) == 1:
+        return said[0].upper() + said[1:]
+    outcomes = [part.outcome for part in deciding]
+    held, against = outcomes.count("supported"), outcomes.count("contradicted")
+    return (
+        f"{held} of {len(outcomes)} comparisons go the claimed way and {against} the other way after Holm's "
+        f"correction; the {'clearest against the claim' if against else 'weakest'}: {said}"
+    )
