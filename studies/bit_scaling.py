@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from pydantic import model_validator
 
-from bitdistiller.analysis.power import needed_for_error
+from bitdistiller.analysis.power import Design, needed_for_error
 from bitdistiller.analysis.published import BITDISTILLER, CHANCE, FOLLOW_UP, chance_of, read_published
 from bitdistiller.analysis.rows import MEAN, frame, measured_rows, published_rows
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, accuracy, difference_p, log_perplexity, retention
@@ -294,6 +294,7 @@ def _number(file: str, model: str, value: float, unit: Unit, description: str) -
     return PublishedNumber(model=model, value=value, unit=unit, description=description, file=file)
 
 
+DESIGN = Design(disagreement=0.2, spread=0.1, comparisons=10)
 CLAIMS = (
     Claim(
         id="monotone",

@@ -166,8 +166,7 @@ def _token_difference(metric: str, words: str, unit: Unit, condition: str, minus
 
 
 def _documents(results: Results, condition: str, metric: str, task: str | None) -> Panel:
-    wanted = task or getattr(results.params, "perplexity", None)
-    return results.panel(condition, metric, [results.perplexity_task(wanted)])
+    return results.panel(condition, metric, [task or results.perplexity_task])
 
 
 def _chance(results: Results, tasks: Sequence[str] | None) -> float:

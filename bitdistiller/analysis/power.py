@@ -30,6 +30,7 @@ near zero its power is nearer 60 % than 80 %.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 from math import exp, inf, sqrt
 
@@ -65,6 +66,21 @@ class Detectable(Record):
         if self.perplexity_ratio is not None:
             parts.append(f"a perplexity ratio of {self.perplexity_ratio:.3g}")
         return " and ".join(parts) or "no effect of any size"
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a study assumes before its runs; the arguments of ``detectable``."""
+
+    disagreement: float = 0.2
+    spread: float = 0.1
+    comparisons: int = 1
+
+    def detectable(self, evaluation: EvaluationParams, perplexity: str | None) -> Detectable:
+        """Smallest effects that the study detects."""
+        return detectable(
+            evaluation, self.disagreement, self.spread, perplexity=perplexity, comparisons=self.comparisons
+        )
 
 
 def detectable(

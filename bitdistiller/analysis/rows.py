@@ -5,16 +5,39 @@ precision of 53 % where guessing earns 35 %. ``retention`` is score / full, as t
 ``retention_above_chance`` is (score - chance) / (full - chance), about zero for a model that guesses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import exp
 
 import pandas as pd
 
 from bitdistiller.analysis.published import CHANCE, chance_of
-from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Estimate, accuracy, log_perplexity, retention
+from bitdistiller.analysis.stats import (
+    PERPLEXITY_ITEMS,
+    Estimate,
+    accuracy,
+    flips,
+    log_perplexity,
+    per_token,
+    retention,
+)
 from bitdistiller.analysis.study import Results, Row
 
 MEAN = "mean"
+WEIGHTS = "weights"  # the task of what is measured on weights
+
+
+def comparison_table(*published: Callable[[Results], list[dict]]) -> Callable[[Results], pd.DataFrame]:
+    """A study's table of all its conditions in the order of its parameters, with rows of published numbers after them.
+
+    Args:
+        published: functions that give such rows.
+    """
+
+    def table(results: Results) -> pd.DataFrame:
+        rows = measured_rows(results, dict.fromkeys(results.params.conditions()))
+        return frame([*rows, *(row for rows_of in published for row in rows_of(results))])
+
+    return table
 
 
 def frame(rows: Sequence[dict]) -> pd.DataFrame:
@@ -87,6 +110,23 @@ def _mean_rows(results: Results, condition: str, level: float | None) -> list[di
         estimate = retention(student, reference, level_zero)
         if estimate is not None:
             rows.append(common | estimate_row(estimate, MEAN, metric))
+    if condition != full and results.of(full)[0].scores.run not in results.params.conditions()[condition]:
+        rows += [common | row for row in _direct_rows(results, condition, full, perplexity, tasks)]
+    return rows
+
+
+def _direct_rows(results: Results, condition: str, full: str, perplexity: str, tasks: list[str]) -> list[dict]:
+    """How far a condition is from its full-precision original, item by item and weight by weight."""
+    rows = [
+        estimate_row(per_token([results.panel(condition, metric, [perplexity])], [1]), perplexity, metric)
+        for metric in ("kl", "agreement")
+    ]
+    changed = flips(results.panel(condition, "choice", tasks), results.panel(full, "choice", tasks))
+    rows.append(estimate_row(changed, MEAN, "flips"))
+    summaries = [result.scores.weights for result in results.of(condition) if result.scores.weights]
+    for metric in ("zeros", "entropy", "error") if summaries else ():
+        value = sum(getattr(summary, metric) for summary in summaries) / len(summaries)
+        rows.append({"task": WEIGHTS, "metric": metric, "value": value, "seeds": len(summaries)})
     return rows
 
 

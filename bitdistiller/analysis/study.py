@@ -8,6 +8,7 @@ A study is one file in ``studies/`` that answers one question from the results o
     table      results -> tidy DataFrame with the columns of ``Row``, measured beside published
     figures    StudyReport -> {name: Drawing}
     CLAIMS     the claims it decides
+    DESIGN     what it assumed before the runs, from which follows the smallest effect that it can detect
 
 Computing and drawing are separate: ``run_study`` reads runs and writes ``results/studies/NAME.json``; ``figures`` gets
 that record and nothing else. A changed look therefore computes nothing again, and a figure cannot show a number that
@@ -27,8 +28,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
+from bitdistiller.analysis.power import Design, Detectable
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, panel
-from bitdistiller.analysis.verdict import Claim, JudgedClaim
+from bitdistiller.analysis.verdict import Claim, JudgedClaim, family_wise
 from bitdistiller.config import Params, Section, entry
 from bitdistiller.errors import UserError
 from bitdistiller.results import (
@@ -145,6 +147,7 @@ class StudyReport(Record):
     scale: str
     params: dict
     chance: dict[str, float]
+    detectable: Detectable
     rows: list[Row]
     claims: list[JudgedClaim]
     runs: list[RunSummary]
@@ -232,9 +235,10 @@ class Study:
     table: Callable[[Results], pd.DataFrame]
     figures: Callable[[StudyReport], dict[str, "Drawing"]]
     claims: tuple[Claim, ...]
+    design: Design
 
 
-_CONTRACT = ("QUESTION", "SOURCE", "Params", "table", "figures", "CLAIMS")
+_CONTRACT = ("QUESTION", "SOURCE", "Params", "table", "figures", "CLAIMS", "DESIGN")
 
 
 def studies_dir(params: Params) -> Path:
@@ -266,7 +270,9 @@ def load_study(name: str, folder: Path) -> Study:
     claims = tuple(module.CLAIMS)
     if len({claim.id for claim in claims}) < len(claims):
         raise UserError(f"{folder / name}.py has two claims of the same id")
-    return Study(name, module.QUESTION, module.SOURCE, module.Params, module.table, module.figures, claims)
+    return Study(
+        name, module.QUESTION, module.SOURCE, module.Params, module.table, module.figures, claims, module.DESIGN
+    )
 
 
 def _import(name: str, path: Path) -> ModuleType:
@@ -343,8 +349,9 @@ def run_study(name: str, params: Params, results_dir: Path) -> StudyReport:
         scale=params.scale,
         params=chosen.model_dump(mode="json"),
         chance=results.chance,
+        detectable=study.design.detectable(params.evaluation, chosen.perplexity),
         rows=_rows(study.table(results)),
-        claims=[judge(claim, results) for claim in study.claims],
+        claims=family_wise([judge(claim, results) for claim in study.claims]),
         runs=_summaries(results),
     )
     report.write(results_dir / "studies" / f"{name}.json")

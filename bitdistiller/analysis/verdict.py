@@ -120,8 +120,8 @@ class Claim:
     id: str
     sentence: str
     source: str
-    published: Callable[[Path], list[PublishedNumber]]
     test: Callable[["Results"], Verdict]
+    published: Callable[[Path], list[PublishedNumber]] = lambda folder: []
 
 
 class JudgedClaim(Record):

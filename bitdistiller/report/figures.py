@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -31,6 +32,7 @@ from bitdistiller.analysis.verdict import digits
 COLUMN_INCHES = 3.4
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b07d00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
+LOG_RATIO = 3  # values further apart get a logarithmic axis
 MANY_POINTS = 20  # a curve with as many needs no markers
 INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#d8dce1", "#ffffff"
 _THEMED = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"} | {
@@ -128,6 +130,41 @@ def measured_panel(
     return Drawing(figure, caption)
 
 
+def comparison_figures(report: StudyReport) -> dict[str, Drawing]:
+    """Perplexity and mean accuracy of all conditions, and below them what the papers print of the same conditions."""
+    rows = report.frame()
+    perplexity = rows[(rows["kind"] == "mean") & (rows["metric"] == "perplexity")]
+    log = perplexity["value"].max() > LOG_RATIO * perplexity["value"].min()
+    chance = sum(report.chance.values()) / len(report.chance) if report.chance else None
+    axis = "perplexity (log axis)" if log else "perplexity"
+    drawings = {
+        "perplexity": conditions_panel(
+            rows, "perplexity", perplexity["task"].iloc[0], axis, f"Held-out {axis} with 95 % intervals.", log
+        )
+    }
+    if chance is not None:
+        drawings["accuracy"] = conditions_panel(
+            rows,
+            "acc",
+            "mean",
+            "mean accuracy",
+            "Mean accuracy over tasks with 95 % intervals; the dashed line is chance.",
+            chance=chance,
+        )
+    printed = rows[(rows["kind"] == "published") & (rows["metric"] == "perplexity")]
+    if len(printed):
+        drawings["perplexity-published"] = conditions_panel(
+            rows,
+            "perplexity",
+            printed["task"].iloc[0],
+            "perplexity",
+            "Perplexity as the papers print it: other models, WikiText-2.",
+            printed["value"].max() > LOG_RATIO * printed["value"].min(),
+            kind="published",
+        )
+    return drawings
+
+
 def conditions_panel(
     rows: pd.DataFrame,
     metric: str,
@@ -136,67 +173,78 @@ def conditions_panel(
     caption: str,
     log: bool = False,
     chance: float | None = None,
+    kind: Literal["mean", "published"] = "mean",
 ) -> Drawing:
-    """Conditions without an order of their own, one under the other: seeds as small points, means with 95 % intervals.
+    """Conditions without an order of their own, one under the other, with 95 % intervals where there are any.
 
     Args:
         rows: the study's tidy table.
         metric, task: what is shown.
         log: logarithmic axis.
         chance: score of guessing, drawn as a dashed line.
+        kind: our own means, with seeds as small points, or published numbers, one marker a model.
     """
-    shown = rows[(rows["source"] == "measured") & (rows["task"] == task) & (rows["metric"] == metric)]
-    means = shown[shown["kind"] == "mean"]
-    places = {name: -float(place) for place, name in enumerate(dict.fromkeys(means["condition"]))}
+    shown = rows[(rows["task"] == task) & (rows["metric"] == metric)]
+    centres = shown[shown["kind"] == kind]
+    places = {name: -float(place) for place, name in enumerate(dict.fromkeys(centres["condition"]))}
+    models = list(dict.fromkeys(zip(centres["source"], centres["model"], strict=True)))
+    measured = kind == "mean"
     with matplotlib.rc_context(LOOK | {"axes.grid.axis": "x"}):
-        figure = Figure(figsize=(COLUMN_INCHES, 0.75 + 0.23 * len(places)))
+        figure = Figure(figsize=(COLUMN_INCHES, 0.8 + 0.23 * len(places) + (0 if measured else 0.2 * len(models))))
         ax = figure.add_subplot()
-        ax.set_title(f"Measured: {' and '.join(means['model'].unique())}")
+        ax.set_title(f"Measured: {' and '.join(model for _, model in models)}" if measured else "Published: others")
         ax.set_xlabel(xlabel)
-        y = np.array([places[condition] for condition in means["condition"]])
-        spread = [(means["value"] - means["low"]).clip(lower=0), (means["high"] - means["value"]).clip(lower=0)]
-        ax.errorbar(
-            means["value"],
-            y,
-            xerr=spread,
-            fmt=MARKERS[0],
-            color=SERIES[0],
-            markeredgecolor=PAPER,
-            markeredgewidth=0.7,
-            markersize=5.5,
-            elinewidth=1.2,
-            capsize=2,
-            zorder=3,
-        )
-        seeds = shown[shown["kind"] == "run"]
-        seeds = seeds[seeds["condition"].map(seeds["condition"].value_counts()).gt(1)]
-        ax.scatter(
-            seeds["value"],
-            [places[condition] - 0.25 for condition in seeds["condition"]],
-            s=7,
-            color=SERIES[0],
-            alpha=0.55,
-            linewidths=0,
-        )
+        for index, (source, model) in enumerate(models):
+            part = centres[(centres["source"] == source) & (centres["model"] == model)]
+            label = None if measured else f"{model} ({paper_of(source)})"
+            _draw_conditions(ax, part, places, 0 if measured else index, label)
+        if measured:
+            _draw_seeds(ax, shown[shown["kind"] == "run"], places)
+            _number_conditions(ax, centres, places, log)
         if log:
-            ax.set_xscale("log")
-            low, high = ax.get_xlim()
-            ax.xaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 1e2 else (1, 2, 5), numticks=8))
-            ax.xaxis.set_major_formatter(
-                FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
-            )
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            _log_axis(ax, "x")
         else:
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         ax.set_yticks(list(places.values()), list(places))
         ax.set_ylim(min(places.values()) - 0.6, 0.6)
-        edge = ax.secondary_yaxis("right")
-        edge.set_yticks(list(y), [_format(value, log) for value in means["value"]])
-        edge.tick_params(length=0, labelsize=7)
-        edge.spines["right"].set_visible(False)
         if chance is not None:
-            ax.axvline(chance, color=MUTED, linestyle=(0, (4, 3)), linewidth=1, label=f"chance {chance:.2f}")
+            ax.axvline(chance, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+        if not measured:
+            figure.legend(loc="outside lower left")
     return Drawing(figure, caption)
+
+
+def _draw_conditions(ax: Axes, part: pd.DataFrame, places: dict[str, float], index: int, label: str | None) -> None:
+    low, high = (part[bound].astype(float).fillna(part["value"]) for bound in ("low", "high"))
+    ax.errorbar(
+        part["value"],
+        [places[condition] for condition in part["condition"]],
+        xerr=[(part["value"] - low).clip(lower=0), (high - part["value"]).clip(lower=0)],
+        fmt=MARKERS[index % len(MARKERS)],
+        color=SERIES[index % len(SERIES)],
+        markeredgecolor=PAPER,
+        markeredgewidth=0.7,
+        markersize=5.5,
+        elinewidth=1.2,
+        capsize=2,
+        label=label,
+        zorder=3,
+    )
+
+
+def _draw_seeds(ax: Axes, seeds: pd.DataFrame, places: dict[str, float]) -> None:
+    seeds = seeds[seeds["condition"].map(seeds["condition"].value_counts()).gt(1)]
+    heights = [places[condition] - 0.25 for condition in seeds["condition"]]
+    ax.scatter(seeds["value"], heights, s=7, color=SERIES[0], alpha=0.55, linewidths=0)
+
+
+def _number_conditions(ax: Axes, means: pd.DataFrame, places: dict[str, float], log: bool) -> None:
+    """Every mean as a number on the right edge."""
+    edge = ax.twinx()
+    edge.set_yticks([places[c] for c in means["condition"]], [_format(value, log) for value in means["value"]])
+    edge.set_ylim(min(places.values()) - 0.6, 0.6)
+    edge.tick_params(length=0, labelsize=7)
+    edge.grid(visible=False)
 
 
 def published_panel(
@@ -288,13 +336,14 @@ def _format(value: float, log: bool) -> str:
     return digits(value, 2 if not log else 0 if value >= 100 else 1)
 
 
-def _log_axis(ax: Axes) -> None:
-    """A logarithmic y axis with readable numbers; powers of ten alone where more would crowd."""
-    ax.set_yscale("log")
-    low, high = ax.get_ylim()
-    ax.yaxis.set_major_locator(LogLocator(subs=(1,) if high / low > 1e3 else (1, 2, 5), numticks=12))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+def _log_axis(ax: Axes, side: Literal["x", "y"] = "y") -> None:
+    """A logarithmic axis with readable numbers; powers of ten alone where more would crowd."""
+    ax.set(**{f"{side}scale": "log"})
+    axis, (low, high) = getattr(ax, f"{side}axis"), getattr(ax, f"get_{side}lim")()
+    crowded = high / low > (1e3 if side == "y" else 1e2)
+    axis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None) -> None:
