@@ -13,10 +13,8 @@ cannot tell speed from destination; the curves show both.
 from bitdistiller.analysis.compare import all_of, below, kl_difference, lower_perplexity
 from bitdistiller.analysis.power import Design
 from bitdistiller.analysis.published import BITDISTILLER
-from bitdistiller.analysis.rows import comparison_table
 from bitdistiller.analysis.study import ComparedRuns
 from bitdistiller.analysis.verdict import Claim
-from bitdistiller.report.figures import comparison_figures
 
 QUESTION = "Does CAKLD converge faster and end better than other objectives?"
 SOURCE = f"{BITDISTILLER}, section 3.3 and its comparison of objectives"
@@ -46,6 +44,3 @@ CLAIMS = (
         test=all_of(*(below(kl_difference(CAKLD, other), 0) for other in OTHERS)),
     ),
 )
-
-table = comparison_table()
-figures = comparison_figures

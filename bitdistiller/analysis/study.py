@@ -5,10 +5,13 @@ A study is one file in ``studies/`` that answers one question from the results o
     QUESTION   the question, one sentence
     SOURCE     papers, sections and tables it comes from
     Params     a ``StudyParams``: which runs take part under which condition (its part of ``params.yaml``)
-    table      results -> tidy DataFrame with the columns of ``Row``, measured beside published
-    figures    StudyReport -> {name: Drawing}
     CLAIMS     the claims it decides
     DESIGN     what it assumed before the runs, from which follows the smallest effect that it can detect
+
+and may expose
+
+    table      results -> tidy DataFrame with the columns of ``Row``, measured beside published (``rows``)
+    figures    StudyReport -> {name: Drawing}; it imports what draws when it is called
 
 Computing and drawing are separate: ``run_study`` reads runs and writes ``results/studies/NAME.json``; ``figures`` gets
 that record and nothing else. A changed look therefore computes nothing again, and a figure cannot show a number that
@@ -233,12 +236,12 @@ class Study:
     source: str
     params: type[StudyParams]
     table: Callable[[Results], pd.DataFrame]
-    figures: Callable[[StudyReport], dict[str, "Drawing"]]
+    figures: Callable[[StudyReport], dict[str, "Drawing"]] | None
     claims: tuple[Claim, ...]
     design: Design
 
 
-_CONTRACT = ("QUESTION", "SOURCE", "Params", "table", "figures", "CLAIMS", "DESIGN")
+_CONTRACT = ("QUESTION", "SOURCE", "Params", "CLAIMS", "DESIGN")
 
 
 def studies_dir(params: Params) -> Path:
@@ -271,8 +274,21 @@ def load_study(name: str, folder: Path) -> Study:
     if len({claim.id for claim in claims}) < len(claims):
         raise UserError(f"{folder / name}.py has two claims of the same id")
     return Study(
-        name, module.QUESTION, module.SOURCE, module.Params, module.table, module.figures, claims, module.DESIGN
+        name=name,
+        question=module.QUESTION,
+        source=module.SOURCE,
+        params=module.Params,
+        table=getattr(module, "table", None) or _default_table(),
+        figures=getattr(module, "figures", None),
+        claims=claims,
+        design=module.DESIGN,
     )
+
+
+def _default_table() -> Callable[[Results], pd.DataFrame]:
+    from bitdistiller.analysis.rows import comparison_table  # which is built on this module
+
+    return comparison_table()
 
 
 def _import(name: str, path: Path) -> ModuleType:

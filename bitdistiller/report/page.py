@@ -20,7 +20,7 @@ from markupsafe import Markup
 from bitdistiller.analysis.study import StudyReport, load_study, studies_dir
 from bitdistiller.config import Params
 from bitdistiller.report import tables
-from bitdistiller.report.figures import Drawing, inline_svg, save, training_curves
+from bitdistiller.report.figures import Drawing, comparison_figures, inline_svg, save, training_curves
 from bitdistiller.results import Environment
 
 
@@ -135,7 +135,7 @@ def _section(report: StudyReport, params: Params, out_dir: Path) -> Section:
     return Section(
         report=report,
         measured=measured,
-        figures=_write_figures(study.figures(report), report.name, out_dir),
+        figures=_write_figures((study.figures or comparison_figures)(report), report.name, out_dir),
         curves=_write_figures(training_curves(report), report.name, out_dir),
         runs=_write_table(tables.runs(report), f"{report.name}-runs", "Runs behind this study", out_dir),
         comparisons={claim.id: _comparisons(claim) for claim in report.claims},
