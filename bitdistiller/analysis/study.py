@@ -44,6 +44,7 @@ from bitdistiller.results import (
     RunScores,
     TeacherRecord,
     TrainingRecord,
+    WeightSummary,
     read_items,
 )
 
@@ -139,6 +140,7 @@ class RunSummary(Record):
     environment: Environment
     scoring: Cost
     training: TrainingRecord | None
+    weights: WeightSummary | None
 
 
 class StudyReport(Record):
@@ -405,6 +407,7 @@ def _summaries(results: Results) -> list[RunSummary]:
                     "quantized_parameters",
                     "data",
                     "environment",
+                    "weights",
                 }
             )
             summaries.append(

@@ -247,6 +247,23 @@ def _number_conditions(ax: Axes, means: pd.DataFrame, places: dict[str, float], 
     edge.grid(visible=False)
 
 
+def size_panel(rows: pd.DataFrame, metric: str, xlabel: str, caption: str) -> Drawing:
+    """A metric against the level of its condition, a line a model, on logarithmic axes."""
+    means = rows[(rows["kind"] == "mean") & (rows["metric"] == metric)]
+    with matplotlib.rc_context(LOOK):
+        figure, ax = axes("Measured", f"{metric} (log axis)", height=2.9)
+        for index, (model, part) in enumerate(means.groupby("model", sort=False)):
+            part = part.sort_values("level")
+            spread = [(part["value"] - part["low"]).clip(lower=0), (part["high"] - part["value"]).clip(lower=0)]
+            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+            ax.errorbar(part["level"], part["value"], yerr=spread, label=model, elinewidth=1, capsize=2, **style)
+        ax.set_xlabel(xlabel)
+        _log_axis(ax, "x")
+        _log_axis(ax)
+        figure.legend(loc="outside lower left", ncols=3)
+    return Drawing(figure, caption)
+
+
 def published_panel(
     rows: pd.DataFrame,
     metric: str,

@@ -122,12 +122,21 @@ def build_report(params: Params, results_dir: Path, out_dir: Path) -> Path:
 def _section(report: StudyReport, params: Params, out_dir: Path) -> Section:
     study = load_study(report.name, studies_dir(params))
     note = "" if params.scale == "paper" else "; not comparable with the papers' absolute numbers"
-    measured = [
-        _write_table(
-            table, f"{report.name}-{metric}", f"{tables.QUANTITIES[metric]}, measured beside published{note}", out_dir
-        )
-        for metric, table in tables.beside(report).items()
-    ]
+    measured = [_write_table(tables.by_condition(report), report.name, f"Measured, with 95 % intervals{note}", out_dir)]
+    printed = tables.printed_by_condition(report)
+    if report.frame()["level"].notna().any() and not printed.empty:
+        measured += [
+            _write_table(
+                table,
+                f"{report.name}-{metric}",
+                f"{tables.QUANTITIES[metric]}, measured beside published{note}",
+                out_dir,
+            )
+            for metric, table in tables.beside(report).items()
+        ]
+    elif not printed.empty:
+        title = "As the papers print it: other models, other data"
+        measured.append(_write_table(printed, f"{report.name}-published", title, out_dir))
     if len(report.chance) > 1:
         title = "Accuracy of every task, %, measured here, with 95 % intervals"
         measured.append(_write_table(tables.by_task(report), f"{report.name}-tasks", title, out_dir))

@@ -21,7 +21,19 @@ QUANTITIES = {
     "acc": "Mean accuracy, %",
     "retention": "Share of full precision's accuracy kept",
     "retention_above_chance": "Share kept, chance subtracted",
+    "kl": "KL to the original, nats a token",
+    "agreement": "Top-1 agreement, %",
+    "flips": "Flips, %",
+    "zeros": "Zeros, %",
+    "entropy": "Entropy of the codes, bits",
+    "error": "Weight error",
+    "tokens": "Training tokens",
+    "seconds": "Training, s",
+    "peak_gib": "Memory, GiB",
+    "joules": "Energy, J",
 }
+BESIDE = ("perplexity", "acc", "retention", "retention_above_chance")  # what papers print against bits
+_PERCENT = ("acc", "agreement", "flips", "zeros")
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 
 
@@ -29,10 +41,12 @@ def number(value: float | None, metric: str) -> str:
     """A value in the digits that its metric deserves: accuracies in percent, perplexities to three figures."""
     if value is None or pd.isna(value):
         return EMPTY
-    if metric.startswith("acc"):
+    if metric.startswith(_PERCENT):
         return digits(100 * value, 1)
-    if metric.startswith("retention"):
+    if metric.startswith(("retention", "entropy")):
         return digits(value, 2)
+    if metric in ("kl", "error"):
+        return digits(value, 3)
     return digits(value, 0 if value >= 100 else 1 if value >= 10 else 2)
 
 
@@ -45,7 +59,7 @@ def with_interval(row: pd.Series) -> str:
 
 
 def beside(report: StudyReport) -> dict[str, pd.DataFrame]:
-    """Measured beside published, a table per metric of ``QUANTITIES``: a row per model, a column per condition.
+    """Measured beside published, a table per metric of ``BESIDE``: a row per model, a column per condition.
 
     Measured cells carry their 95 % intervals; the papers print none for averages.
     """
@@ -53,11 +67,8 @@ def beside(report: StudyReport) -> dict[str, pd.DataFrame]:
     rows = rows[rows["kind"].isin(["mean", "published"])]
     rows = rows[(rows["task"] == MEAN) | (rows["metric"] == "perplexity")]
     conditions = list(dict.fromkeys(rows["condition"]))
-    return {
-        metric: _beside(rows[rows["metric"] == metric], conditions)
-        for metric in QUANTITIES
-        if (rows["metric"] == metric).any()
-    }
+    there = [metric for metric in BESIDE if (rows["metric"] == metric).any()]
+    return {metric: _beside(rows[rows["metric"] == metric], conditions) for metric in there}
 
 
 def _beside(rows: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
@@ -70,6 +81,30 @@ def _beside(rows: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
     table = pd.DataFrame([[line.get(c, EMPTY) for c in conditions] for line in lines.values()], columns=conditions)
     table.index = pd.MultiIndex.from_tuples(lines)
     return table
+
+
+def by_condition(report: StudyReport) -> pd.DataFrame:
+    """What was measured of every condition: a row each, a column per metric of ``QUANTITIES``."""
+    rows = report.frame()
+    return _by_condition(rows[rows["kind"] == "mean"], "condition")
+
+
+def printed_by_condition(report: StudyReport) -> pd.DataFrame:
+    """What the papers print for the conditions of a study: a row a model and condition; empty if they print nothing."""
+    rows = report.frame()
+    rows = rows[rows["kind"] == "published"]
+    names = [f"{row.model} ({paper_of(row.source)}), {row.condition}" for row in rows.itertuples()]
+    return _by_condition(rows.assign(name=names), "name")
+
+
+def _by_condition(rows: pd.DataFrame, key: str) -> pd.DataFrame:
+    rows = rows[(rows["metric"] != "acc") | (rows["task"] == MEAN)]
+    columns = [metric for metric in rows["metric"].unique() if metric in QUANTITIES]
+    lines: dict[str, dict[str, str]] = {}
+    for _, row in rows.iterrows():
+        lines.setdefault(row[key], {})[row["metric"]] = with_interval(row)
+    cells = [[line.get(metric, EMPTY) for metric in columns] for line in lines.values()]
+    return pd.DataFrame(cells, index=list(lines), columns=[QUANTITIES[metric] for metric in columns])
 
 
 def by_task(report: StudyReport) -> pd.DataFrame:
@@ -126,8 +161,8 @@ def comparisons(claim: JudgedClaim) -> pd.DataFrame:
     """The comparisons behind a verdict; empty when the verdict is one comparison itself."""
     parts = claim.verdict.parts
     return pd.DataFrame(
-        [[p.text, probability(p.p), p.basis, p.outcome or "beside the claim"] for p in parts],
-        columns=["effect [95 % interval]", "p", "interval over", "outcome"],
+        [[p.text, probability(p.p), p.basis, p.outcome or "beside the claim", p.needs or EMPTY] for p in parts],
+        columns=["effect [95 % interval]", "p", "interval over", "outcome", "would take"],
         index=[p.description for p in parts],
     )
 
@@ -150,7 +185,7 @@ def runs(report: StudyReport) -> pd.DataFrame:
                 "quantized": f"{summary.quantized_parameters / summary.parameters:.0%}",
                 "steps": f"{training.steps:,}" if training else EMPTY,
                 "tokens": f"{training.tokens:,}" if training else EMPTY,
-                "gamma": f"{training.gamma:.3f}" if training else EMPTY,
+                "gamma": f"{training.gamma:.3f}" if training and training.gamma is not None else EMPTY,
                 "last loss": f"{training.final_loss:.3f}" if training else EMPTY,
                 "training": duration(training.cost.seconds) if training else EMPTY,
                 "scoring": duration(summary.scoring.seconds),

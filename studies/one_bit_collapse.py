@@ -1,0 +1,92 @@
+"""Why 1 bit fails: is it the distillation, or the grid {0, s} that INT-Asym has at 1 bit?
+
+With one bit INT-Asym can only be zero or one end of the range, so before training nearly all weights are zero; the
+follow-up concludes that distillation is ill-suited for 1 bit. Here the same text and the same loss train students of
+1 bit whose grid has no zero (`binary`, `binary-shifted`) and of three levels (`ternary`, 1.58 bits of information),
+beside INT-Asym at 1 and at 2 bits.
+
+*distillation-fails* is the follow-up's claim as it stands, for 1 bit and not for one grid: every 1-bit student ends at
+ten times the perplexity of 2 bits or more, the factor that `bit_scaling` asks too. *the-grid-fails* is the other
+explanation: both grids without zero end with a lower perplexity than INT-Asym. Both can be right, and neither.
+
+The share of zeros after training and the distributions of weights are facts beside, not tests: weights are not sampled.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitdistiller.analysis.compare import all_of, beside, lower_perplexity, perplexity_ratio, perplexity_ratio_at_least
+from bitdistiller.analysis.power import Design
+from bitdistiller.analysis.published import FOLLOW_UP, read_published
+from bitdistiller.analysis.study import ComparedRuns, StudyReport
+from bitdistiller.analysis.verdict import Claim, PublishedNumber
+
+if TYPE_CHECKING:
+    from bitdistiller.report.figures import Drawing
+
+QUESTION = "Does 1 bit fail because of the distillation, or because of the grid {0, s}?"
+SOURCE = f"{FOLLOW_UP}, section 6.2"
+TABLE = "followup_bits.csv"
+
+TWO_BITS, INT_ASYM = "INT-Asym, 2 bits", "INT-Asym, 1 bit"
+WITHOUT_ZERO = ("binary, 1 bit", "binary-shifted, 1 bit")
+TERNARY = "ternary, 1.58 bits"
+COLLAPSE = 10
+
+
+class Params(ComparedRuns):
+    """One condition a grid."""
+
+    required = (TWO_BITS, TERNARY, *WITHOUT_ZERO, INT_ASYM)
+
+
+def printed_collapse(folder: Path) -> list[PublishedNumber]:
+    """Perplexity of 1 bit over 2 bits, for each of the follow-up's models (INT-Asym)."""
+    by_bits = read_published(folder, TABLE).pivot(index="model", columns="bits", values="ppl")
+    return [
+        PublishedNumber(
+            model=model,
+            value=line["1"] / line["2"],
+            unit="times",
+            description="perplexity of INT-Asym at 1 bit over 2 bits",
+            file=TABLE,
+        )
+        for model, line in by_bits.iterrows()
+    ]
+
+
+DESIGN = Design(disagreement=0.2, spread=0.3, comparisons=5)
+CLAIMS = (
+    Claim(
+        id="distillation-fails",
+        sentence=f"Whatever the grid, a distilled 1-bit student ends at {COLLAPSE} times the perplexity of 2 bits.",
+        source=SOURCE,
+        published=printed_collapse,
+        test=all_of(
+            *(perplexity_ratio_at_least(grid, TWO_BITS, COLLAPSE) for grid in (INT_ASYM, *WITHOUT_ZERO)),
+            beside(perplexity_ratio(TERNARY, TWO_BITS)),
+        ),
+    ),
+    Claim(
+        id="the-grid-fails",
+        sentence="With the same text and loss, 1-bit grids without zero end with a lower perplexity than {0, s}.",
+        source=f"the other reading of {FOLLOW_UP}, section 6.2",
+        test=all_of(*(lower_perplexity(grid, INT_ASYM) for grid in WITHOUT_ZERO)),
+    ),
+)
+
+
+def figures(report: StudyReport) -> dict[str, "Drawing"]:
+    """The default ones, the share of zeros, and weights before and after training."""
+    from bitdistiller.report.weights import weight_distributions
+
+    from bitdistiller.report.figures import comparison_figures, conditions_panel
+
+    zeros = conditions_panel(
+        report.frame(),
+        "zeros",
+        "weights",
+        "share of weights that are zero",
+        "Share of quantized weights whose low-bit value is zero after training.",
+    )
+    return comparison_figures(report) | {"zeros": zeros} | weight_distributions(report, (TWO_BITS, INT_ASYM))
