@@ -209,6 +209,31 @@ def verdicts(params: ParamsPath = DEFAULT_PARAMS) -> None:
         print(line)
 
 
+@app.command(name="new-study")
+def new_study(
+    name: Annotated[str, typer.Argument(help="Name of the study: its file and its part of params.yaml.")],
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Write the skeleton of a study and print the part of params.yaml that it needs."""
+    from bitdistiller.analysis.study import studies_dir
+    from bitdistiller.authoring import new_study as write
+
+    path, section = write(name, studies_dir(_load(params)))
+    print(f"{path} is written: put in its question, source and claims; then name its runs in {params}:\n\n{section}")
+
+
+@app.command()
+def seeds(
+    count: Annotated[int, typer.Argument(help="Seeds of every trained or random model.")],
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Write a scale in which every run has several seeds, under profiles/seeds-COUNT."""
+    from bitdistiller.authoring import write_seeds
+
+    _load(params)
+    print(write_seeds(params.absolute(), count, params.absolute().parent / "profiles" / f"seeds-{count}"))
+
+
 @app.command()
 def formats(
     group_size: Annotated[int, typer.Option(min=1, help="Weights a group.")] = 128,

@@ -44,7 +44,7 @@ def _distribution(condition: str, histogram: Histogram, layer: LayerSummary) -> 
         ax.set_ylabel("share of weights (log axis)")
         figure.legend(loc="outside lower left", ncols=3)
     caption = (
-        f"Weights of {histogram.layer}, {condition}: of the original, latent after training, and the low-bit values that "
-        f"these are rounded to ({layer.zeros:.0%} of them zero). The outermost bins hold what lies beyond."
+        f"Weights of {histogram.layer}, {condition}: of the original, latent after training, and the low-bit values "
+        f"that these become ({layer.zeros:.0%} of them zero). The outermost bins hold what lies beyond."
     )
     return Drawing(figure, caption)
