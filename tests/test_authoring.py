@@ -31,7 +31,7 @@ def test_the_skeleton_is_a_study_that_needs_its_part_of_the_parameters_and_nothi
     params = make_params(runs, root=root).model_copy(update={"studies": {"mine": filled}})
     report = run_study("mine", params, tmp_path / "results")
     assert path.name == "mine.py" and set(printed) == {"full", "runs"}
-    assert [claim.verdict.outcome for claim in report.claims][0] == "supported"
+    assert report.claims[0].verdict.outcome == "supported"
     assert report.rows and report.detectable.text
 
 
