@@ -31,6 +31,9 @@ def pipeline_params(model: Path, text: Path) -> dict:
     for bits in (3, 2, 1):
         params["quantizers"][f"int{bits}"] = {**quantizer, "bits": bits}
         params["runs"][f"student{bits}"] = {**run, "quantizer": f"int{bits}"}
+    params["student_text"] = {"by-student": params["training_text"]["own"] | {"generator": "int2", "sequences": 6}}
+    params["data"]["from-student"] = {"teacher": str(model), "training_text": "by-student"}
+    params["ptq"] = {"rounded": {"quantizer": "int2"}}
     params["baselines"]["random"] = {"model": str(model), "weights": "random", "seed": 0}
     params["evaluation"]["tasks"] = {"continuation": {"limit": 8, "shots": 0}}
     bits = {level: [f"student{level}"] for level in (3, 2, 1)}
@@ -75,8 +78,14 @@ def test_one_command_leaves_results_verdicts_and_a_report(world):
     page = (world / "reports" / "report.html").read_text()
     assert "<svg" in page and "http-equiv" not in page
     assert (world / "reports" / "report.md").exists()
-    scores = json.loads((world / "results" / "runs" / "student2" / "scores.json").read_text())
-    assert {score["task"] for score in scores["scores"]} == {"heldout", "continuation"}
+    for name in ("student2", "full", "random", "rounded"):
+        scores = json.loads((world / "results" / "runs" / name / "scores.json").read_text())
+        assert {score["task"] for score in scores["scores"]} == {"heldout", "continuation"}
+        assert (scores["quantized_parameters"] > 0) == (name in ("student2", "rounded"))
+    written = json.loads((world / "results" / "text" / "by-student.json").read_text())
+    assert written["generator"] == "int2" and written["statistics"]["mean_written_tokens"] > 0
+    teacher = json.loads((world / "results" / "teachers" / "from-student.json").read_text())
+    assert set(teacher["gammas"]) == {"label", "max", "label-with-padding", "max-with-padding"}
     assert not list((world / "artifacts").glob("checkpoints/*"))
 
 
@@ -120,12 +129,14 @@ def test_bad_input_is_one_sentence_and_keeps_what_there_is(world):
 
 
 ENTRY_POINTS = {
-    "data": "bitdistiller.data.generate",
+    "text": "bitdistiller.data.generate",
+    "student_text": "bitdistiller.data.generate, bitdistiller.distill.student",
     "teacher": "bitdistiller.distill.teacher",
     "clip": "bitdistiller.distill.clipping",
     "train": "bitdistiller.distill.trainer",
     "evaluate": "bitdistiller.evaluate.run",
     "baseline": "bitdistiller.evaluate.run",
+    "ptq": "bitdistiller.evaluate.run",
     "study": "bitdistiller.analysis.study",
     "report": "bitdistiller.report",
 }
@@ -135,7 +146,7 @@ ENTRY_POINTS = {
 def test_stages_depend_on_all_code_that_they_import(stage):
     program = (
         f"import sys, {ENTRY_POINTS[stage]}\n"
-        + ("import bitdistiller.evaluate.tasks\n" if stage in ("evaluate", "baseline") else "")
+        + ("import bitdistiller.evaluate.tasks\n" if stage in ("evaluate", "baseline", "ptq") else "")
         + "print(*(m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'bitdistiller' and m.__file__))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
