@@ -146,6 +146,7 @@ def test_bounds_are_written_as_in_the_study():
         "1.05×",
         "0.5",
     ]
+    assert format_bound(1, "points") == "1 point"
     with pytest.raises(UserError, match="−1× is no ratio"):
         unprinted(-1, "times")
 
@@ -206,6 +207,16 @@ def test_a_study_is_corrected_as_one_family(p_values, random):
             (p.description, p.outcome, p.p) == (own.description, own.outcome, own.p) for p in own.parts
         )
     assert family_wise(after) == after
+
+
+def test_the_effect_shown_is_the_one_that_the_outcome_hangs_on():
+    """A claim holds by its weakest part and falls by its clearest contradiction; rules without p count as weak."""
+    weak, strong = part(0.04, name="weak"), part(1e-6, name="strong")
+    assert decisive([strong, weak]).description == "weak"
+    worst, bad = part(1e-6, "contradicted", "worst"), part(0.04, "contradicted", "bad")
+    assert decisive([bad, worst, weak]).description == "worst"
+    rule = finding("rule", estimate(0.0), "share", "supported")
+    assert decisive([weak, rule, strong]).description == "rule"
 
 
 def test_three_weak_claims_do_not_hold_together():
