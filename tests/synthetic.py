@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bitdistiller.analysis.study import Results, RunResult, StudyParams
 from bitdistiller.config import Params
 from bitdistiller.results import (
     Cost,
@@ -291,3 +292,52 @@ def paired_tables(values: Sequence[Sequence[float]], task: str = "t", metric: st
         )
         for row in values
     ]
+
+
+class Conditions(StudyParams):
+    """Parameters of a study that is nothing but its conditions."""
+
+    runs: dict[str, list[str]]
+
+    def conditions(self) -> dict[str, list[str]]:
+        return self.runs
+
+
+def make_results(conditions: Mapping[str, Sequence[pd.DataFrame]], chance: Mapping[str, float]) -> Results:
+    """What a study reads, straight from the items tables of each condition's runs."""
+    names = {condition: [f"{condition}-s{i}" for i in range(len(tables))] for condition, tables in conditions.items()}
+    runs = {}
+    for condition, tables in conditions.items():
+        for name, items in zip(names[condition], tables, strict=True):
+            scored = items[items["metric"].isin(["acc", "nll"])]
+            runs[name] = RunResult(make_scores(name, "micro-3m", 2, scored, chance), items, None)
+    return Results(Conditions(runs=names), runs, ROOT / "reports" / "published")
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How like its full-precision original a model is: share of answers flipped, KL in nats, share of tokens agreed."""
+
+    flips: float
+    kl: float
+    agreement: float
+    seed_spread: float = 0.002
+
+
+def likeness_items(truth: Likeness, seed: int, questions: int = 600, documents: int = 60) -> pd.DataFrame:
+    """Items of the metrics ``choice``, ``kl`` and ``agreement`` of one run; full precision answers 0 everywhere."""
+    shared, own = np.random.default_rng(1), np.random.default_rng(seed)
+    wobble = own.normal(scale=truth.seed_spread)
+    place = (np.argsort(shared.random(questions)) / questions + own.normal(scale=0.05, size=questions)) % 1
+    tokens = shared.integers(100, 300, documents)
+    noise = own.normal(scale=0.01, size=documents)
+    columns = {
+        "choice": ("continuation", "q", (place < truth.flips + wobble).astype(float), np.ones(questions)),
+        "kl": (PERPLEXITY, "d", tokens * (truth.kl + wobble + noise), tokens),
+        "agreement": (PERPLEXITY, "d", np.round(tokens * (truth.agreement + wobble + noise)), tokens),
+    }
+    frames = []
+    for metric, (task, letter, value, weight) in columns.items():
+        items = [f"{letter}{i}" for i in range(len(value))]
+        frames.append(pd.DataFrame({"task": task, "item": items, "metric": metric, "value": value, "weight": weight}))
+    return pd.concat(frames, ignore_index=True).astype({"weight": float})

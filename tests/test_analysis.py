@@ -6,20 +6,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from statsmodels.stats.weightstats import ttost_paired
 
 from bitdistiller.analysis.published import chance_of, read_published
 from bitdistiller.analysis.stats import (
-    Estimate,
     accuracy,
+    changed,
     difference_p,
+    flips,
     holm,
     log_perplexity,
     mcnemar,
     panel,
+    per_token,
     retention,
     wilson,
 )
-from bitdistiller.analysis.verdict import at_least, conjunction, digits, directions, finding, format_effect
+from bitdistiller.analysis.verdict import equivalent
 from bitdistiller.errors import UserError
 from tests.synthetic import paired_tables
 
@@ -30,20 +33,20 @@ def single(values, **names):
     return panel(paired_tables([values], **names), names.get("metric", "acc"))
 
 
-def nll_panel(values, weights, rng=None):
+def nll_panel(values, weights, metric="nll"):
     tables = [
         pd.DataFrame(
             {
                 "task": "text",
                 "item": [f"d{i}" for i in range(len(row))],
-                "metric": "nll",
+                "metric": metric,
                 "value": row,
                 "weight": weights,
             }
         )
         for row in values
     ]
-    return panel(tables, "nll")
+    return panel(tables, metric)
 
 
 @given(bits)
@@ -152,6 +155,83 @@ def test_pairing_documents_shortens_the_interval():
     assert log_perplexity(pair, [1, -1]).standard_error < 0.1 * np.hypot(*alone)
 
 
+def test_agreement_is_a_share_of_tokens_whose_error_resamples_documents():
+    rng = np.random.default_rng(8)
+    weights = rng.integers(50, 500, 100)
+    a, b = (rng.binomial(weights, rng.beta(8 * share, 8 * (1 - share), 100)) for share in (0.9, 0.7))
+    pair = [nll_panel([counts], weights, "agreement") for counts in (a, b)]
+    alone, difference = per_token(pair[:1], [1]), per_token(pair, [1, -1])
+    slow = []
+    for _ in range(2000):
+        chosen = [int(rng.integers(100)) for _ in range(100)]
+        tokens = sum(int(weights[i]) for i in chosen)
+        slow.append((sum(int(a[i]) for i in chosen) / tokens, sum(int(b[i]) for i in chosen) / tokens))
+    slow = np.array(slow)
+    assert alone.value == pytest.approx(a.sum() / weights.sum())
+    assert alone.standard_error == pytest.approx(slow[:, 0].std(ddof=1), rel=0.08)
+    assert difference.value == pytest.approx((a.sum() - b.sum()) / weights.sum())
+    assert difference.standard_error == pytest.approx((slow[:, 0] - slow[:, 1]).std(ddof=1), rel=0.08)
+    assert (difference.n, difference.sample) == (100, "documents")
+
+
+@given(st.integers(1, 4), st.integers(2, 12), st.randoms(use_true_random=False))
+def test_flips_by_loops(seeds, items, random):
+    full = [random.randrange(4) for _ in range(items)]
+    student = [[random.randrange(4) for _ in range(items)] for _ in range(seeds)]
+    found = flips(choices(*student), choices(full))
+    count = 0
+    for run in student:
+        for mine, original in zip(run, full, strict=True):
+            count += mine != original
+    assert found.value == pytest.approx(count / (seeds * items))
+    assert (found.n, found.seeds) == (items, seeds)
+    if seeds == 1:
+        p = found.value
+        assert found.standard_error == pytest.approx(np.sqrt(p * (1 - p) / (items - 1)))
+
+
+def choices(*rows):
+    return panel(paired_tables(rows, metric="choice"), "choice")
+
+
+def test_flips_need_one_original_and_the_same_items():
+    """An item is flipped whether it was right before, is right now, or neither."""
+    assert changed(choices([0, 1, 2, 3]), choices([0, 2, 1, 3])).values.tolist() == [[0, 1, 1, 0]]
+    assert flips(choices([0, 1, 2]), choices([0, 1, 2])).value == 0
+    with pytest.raises(UserError, match="one full-precision run; this condition has 2"):
+        flips(choices([0, 1]), choices([0, 1], [0, 1]))
+    with pytest.raises(UserError, match="item q2 of task t"):
+        flips(choices([0, 1]), choices([0, 1, 1]))
+
+
+def test_seed_share_is_what_items_cannot_remove():
+    same = np.random.default_rng(2).random(50)
+    assert accuracy([panel(paired_tables([same] * 3), "acc")], [1]).seed_share == 0
+    assert accuracy([single(same)], [1]).seed_share == 0
+    constant = np.array([[0.2] * 40, [0.3] * 40, [0.7] * 40])
+    assert accuracy([panel(paired_tables(constant), "acc")], [1]).seed_share == 1
+    rng, keys = np.random.default_rng(4), panel(paired_tables([[0.0] * 80]), "acc")
+    shares = []
+    for _ in range(300):
+        sample = type(keys)(keys.keys, simulated(rng, 5, 80, 0.5, 0.05), keys.weights)
+        shares.append(accuracy([sample], [1]).seed_share)
+    seeds, items, noise = 0.05**2 / 5, 0.3**2 / 80, 0.2**2 / 400
+    assert np.mean(shares) == pytest.approx(seeds / (seeds + items + noise), abs=0.05)
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.1, 0.3])
+def test_equivalence_is_the_paired_tost(margin):
+    rng = np.random.default_rng(9)
+    for shift in (0.0, 0.05, -0.2):
+        a = rng.normal(0.5, 0.4, 40)
+        b = a + rng.normal(shift, 0.3, 40)
+        found = accuracy([single(a), single(b)], [1, -1])
+        assert found.equivalence_p(margin) == pytest.approx(ttost_paired(a, b, -margin, margin)[0])
+        interval = scipy_stats.ttest_rel(a, b).confidence_interval(0.90)
+        inside = -margin < interval.low and interval.high < margin
+        assert (equivalent(found, margin) == "supported") == inside
+
+
 def test_retention_subtracts_chance_and_refuses_a_full_precision_at_chance():
     full, student = single([1] * 60 + [0] * 40), single([1] * 50 + [0] * 50)
     assert retention(student, full, 0.0).value == pytest.approx(5 / 6)
@@ -216,56 +296,6 @@ def test_p_of_a_difference_is_exact_for_single_runs_only():
     assert difference_p(single(a), single(b)) == mcnemar(single(a), single(b)).p
     seeds = panel(paired_tables([b, b[::-1]]), "acc")
     assert difference_p(single(a), seeds) == accuracy([single(a), seeds], [1, -1]).p_value()
-
-
-def estimate(value, error=0.1):
-    return Estimate(value, error, 1e6, 100, 1)
-
-
-def test_outcomes_follow_the_interval():
-    assert at_least(estimate(1.0), 0.5) == "supported"
-    assert at_least(estimate(0.0), 0.5) == "contradicted"
-    assert at_least(estimate(0.4), 0.5) == "undecided"
-
-
-def test_directions_need_holm_and_the_interval_to_agree():
-    rows = [(str(z), estimate(z / 10), "points", estimate(z / 10).p_value()) for z in (5, -5, 2.1, 0)]
-    assert [f.outcome for f in directions(rows)] == ["supported", "contradicted", "undecided", "undecided"]
-    assert directions(rows[2:3])[0].outcome == "supported"
-
-
-def test_conjunction_needs_every_part():
-    parts = {o: finding("x", estimate(0.0), "share", o, None) for o in ("supported", "contradicted", "undecided")}
-    assert conjunction([parts["supported"]] * 2) == "supported"
-    assert conjunction([parts["supported"], parts["undecided"]]) == "undecided"
-    assert conjunction([parts["undecided"], parts["contradicted"]]) == "contradicted"
-
-
-def test_effects_are_stored_in_their_unit():
-    assert finding("x", estimate(0.02), "points", None).effect == pytest.approx(2)
-    ratio = finding("x", estimate(np.log(12), 0.01), "times", None)
-    assert ratio.effect == pytest.approx(12) and ratio.low < 12 < ratio.high
-    assert ratio.text == "12.0× [11.8, 12.2]"
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "text"),
-    [
-        (-1.234, "points", "−1.2 points"),
-        (-0.01, "points", "0.0 points"),
-        (1234.5, "times", "1,234×"),
-        (96.68, "times", "96.7×"),
-        (1.067, "times", "1.07×"),
-        (-0.004, "share", "0.00"),
-        (0.5, "share", "0.50"),
-    ],
-)
-def test_effects_are_written_for_people(value, unit, text):
-    assert format_effect(value, unit) == text
-
-
-def test_digits_keep_a_true_minus():
-    assert digits(-0.05, 2) == "−0.05"
 
 
 def test_published_tables_list_what_there_is(tmp_path):

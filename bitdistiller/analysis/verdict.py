@@ -144,7 +144,8 @@ def format_effect(value: float, unit: Unit, bare: bool = False) -> str:
 
 def format_bound(value: float, unit: Unit) -> str:
     """A bound as it is written in a study, with its unit."""
-    return f"{value:g}".replace("-", "−") + _SUFFIX[unit]
+    suffix = " point" if unit == "points" and abs(value) == 1 else _SUFFIX[unit]
+    return f"{value:g}".replace("-", "−") + suffix
 
 
 def digits(value: float, places: int) -> str:
