@@ -1,10 +1,15 @@
-"""Where numbers come from: commit, versions, machine, time and memory."""
+"""Where numbers come from: commit, versions, machine; and what they cost: time, memory and energy.
+
+Energy is read from Linux's RAPL counters, where there are any that this user may read (kernels since 2020 ask for root,
+and most virtual machines have none). Only package domains count: the others are parts of them, or hold them.
+"""
 
 import os
 import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
 from importlib import metadata
 from pathlib import Path
@@ -64,14 +69,64 @@ def _available_cores() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
+POWERCAP = Path("/sys/class/powercap")
+_POLL_SECONDS = 60.0  # a counter of 262 kJ, a common size, is full after 20 minutes at 200 W
+
+
+class _Joules:
+    """Energy since it was made, of all processor packages; it polls, as counters start again when they are full."""
+
+    def __init__(self, packages: dict[Path, int]):
+        """``packages`` are folders of RAPL domains with the microjoules after which their counter starts again."""
+        self._packages, self._spent, self._lock = packages, 0, threading.Lock()
+        self._last = {folder: _number(folder / "energy_uj") for folder in packages}
+        threading.Thread(target=self._poll, daemon=True).start()
+
+    def _poll(self) -> None:
+        while True:
+            time.sleep(_POLL_SECONDS)
+            self.read()
+
+    def read(self) -> float:
+        with self._lock:
+            for folder, size in self._packages.items():
+                now = _number(folder / "energy_uj")
+                self._spent += (now - self._last[folder]) % size
+                self._last[folder] = now
+            return self._spent / 1e6
+
+
+def _packages(powercap: Path) -> dict[Path, int]:
+    """Package domains whose energy can be read, with the range of their counters."""
+    found = {}
+    for folder in powercap.glob("intel-rapl:*"):
+        try:
+            if (folder / "name").read_text().startswith("package"):
+                _number(folder / "energy_uj")
+                found[folder] = _number(folder / "max_energy_range_uj")
+        except (OSError, ValueError):
+            return {}  # a sum over some of the packages would be too small
+    return found
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text())
+
+
 class Stopwatch:
     """Started when made."""
 
     def __init__(self):
         self._start = time.perf_counter()
+        packages = _packages(POWERCAP)
+        self._joules = _Joules(packages) if packages else None
 
     def cost(self) -> Cost:
-        """Seconds since the start and the process's peak resident memory."""
+        """Seconds and joules since the start, and the process's peak resident memory."""
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return Cost(seconds=round(time.perf_counter() - self._start, 2), peak_bytes=peak)
+        return Cost(
+            seconds=round(time.perf_counter() - self._start, 2),
+            peak_bytes=peak,
+            joules=None if self._joules is None else round(self._joules.read(), 2),
+        )

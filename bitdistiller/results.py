@@ -2,9 +2,18 @@
 
 One scored model leaves in ``results/runs/RUN/`` its ``scores.json`` (a ``RunScores``; ``metrics.json`` repeats the bare
 values for DVC) and ``items.csv``, a tidy table of per-item results for paired tests with the columns ``task, item,
-metric, value, weight``. For accuracy ``value`` is 0 or 1 and ``weight`` 1; for perplexity ``metric`` is ``nll``,
-``value`` the summed negative log-likelihood of one document in nats and ``weight`` its number of predicted tokens.
-A trained student leaves ``train.json`` beside them (a ``TrainingRecord``).
+metric, value, weight``. The sum of values over the sum of weights is the score (perplexity is its exponential):
+
+    metric          item       value                                                     weight
+    acc, acc_norm   question   1 if the right choice is the most likely one, else 0      1
+    choice          question   index of the most likely choice, by the rule of ``acc``   1 (no score: flips are counted)
+    nll             document   negative log-likelihood in nats (scored as perplexity)    predicted tokens
+    worst_share     document   its part of the nats of the worst 1 % of all tokens       nats of all its tokens
+    kl              document   KL(original || student) in nats                           predicted tokens
+    agreement       document   tokens at which original and student have the same top 1  predicted tokens
+
+``kl`` and ``agreement`` compare with the full-precision model that a student started from; a pretrained baseline, which
+is that model, has none. A trained student leaves ``train.json`` beside them (a ``TrainingRecord``).
 """
 
 from pathlib import Path
@@ -54,22 +63,29 @@ class Environment(Record):
 
 
 class Cost(Record):
-    """Wall time in seconds and peak resident memory in bytes of one stage."""
+    """Wall time in seconds and peak resident memory in bytes of one stage.
+
+    ``joules`` is the energy of the machine's processor packages meanwhile, with all else that ran on them; None where
+    it cannot be read.
+    """
 
     seconds: float
     peak_bytes: int
+    joules: float | None = None
 
 
 class Score(Record):
-    """One number with its uncertainty. ``metric`` is ``perplexity``, ``acc`` or ``acc_norm``.
+    """One number with its uncertainty.
 
-    ``standard_error`` is the binomial one for accuracy and the bootstrap over documents for perplexity; ``low`` and
-    ``high`` bound the 95 % interval. ``n`` counts items (accuracy) or documents (perplexity). ``chance`` is the score
-    of guessing, where there is one.
+    On a task ``acc`` and ``acc_norm``; on held-out text ``perplexity``, ``worst_share`` (the part of the total negative
+    log-likelihood that the worst 1 % of tokens make), ``kl`` (nats a token) and ``agreement`` (a share of tokens).
+    ``standard_error`` is the binomial one for accuracy and else the bootstrap over documents; ``low`` and ``high``
+    bound the 95 % interval. ``n`` counts items (accuracy) or documents. ``chance`` is the score of guessing, where
+    there is one.
     """
 
     task: str
-    metric: Literal["perplexity", "acc", "acc_norm"]
+    metric: Literal["perplexity", "worst_share", "kl", "agreement", "acc", "acc_norm"]
     value: float
     standard_error: float
     low: float
@@ -78,11 +94,53 @@ class Score(Record):
     chance: float | None
 
 
+class LayerSummary(Record):
+    """What low-bit weights of one layer are; the means of these over layers, by size, are a ``WeightSummary``.
+
+    ``zeros`` is the share of weights that are 0; ``entropy`` that of the codes within a group, in bits, averaged over
+    groups (the same code means another value in a group with another zero point); ``error`` the squared distance from
+    the original's weights, relative to their own square. ``weights`` counts them.
+    """
+
+    name: str
+    weights: int
+    zeros: float
+    entropy: float
+    error: float
+
+
+class Histogram(Record):
+    """Counts of one layer's weights between 62 ``edges``, from -4 to 4 standard deviations of the original's weights.
+
+    ``original`` are the weights of the pretrained model, ``latent`` those that training left, ``low_bit`` the values
+    they are rounded to. What lies beyond the edges is counted in the outermost bins.
+    """
+
+    layer: str
+    edges: list[float]
+    original: list[int]
+    latent: list[int]
+    low_bit: list[int]
+
+
+class WeightSummary(Record):
+    """What became of a quantized model's weights: over all layers, layer by layer, and three layers as histograms.
+
+    The three are the first, the middle and the last quantized layer. ``error`` relates sums over all layers.
+    """
+
+    zeros: float
+    entropy: float
+    error: float
+    layers: list[LayerSummary]
+    histograms: list[Histogram]
+
+
 class RunScores(Record):
-    """All scores of one model: a trained student or a baseline.
+    """All scores of one model: a trained student, a rounded model or a baseline.
 
     ``model`` is the name of the architecture's source; ``origin`` says in a sentence what its full-precision weights
-    are (for SmolLM2: that they come from a 4-bit file).
+    are (for SmolLM2: that they come from a 4-bit file). ``weights`` is None for a model that is not quantized.
     """
 
     run: str
@@ -93,17 +151,21 @@ class RunScores(Record):
     parameters: int
     quantized_parameters: int
     scores: list[Score]
+    weights: WeightSummary | None = None
     parameters_used: dict
     data: dict
     environment: Environment
     cost: Cost
 
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Values alone, by task and metric: what ``dvc metrics show`` and ``diff`` can read."""
-        return {
+        """Values alone, by task and metric, and of the weights: what ``dvc metrics show`` and ``diff`` can read."""
+        values = {
             task: {score.metric: score.value for score in self.scores if score.task == task}
             for task in dict.fromkeys(score.task for score in self.scores)
         }
+        if self.weights is not None:
+            values["weights"] = self.weights.model_dump(include={"zeros", "entropy", "error"})
+        return values
 
 
 class CurvePoint(Record):

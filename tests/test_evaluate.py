@@ -1,4 +1,4 @@
-"""Perplexity and the choices that share a context: the fast paths against slow obvious twins."""
+"""Perplexity, the choices that share a context, and scoring by name: the fast paths against slow obvious twins."""
 
 import math
 
@@ -8,26 +8,37 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bitdistiller.config import EvaluationParams
+from bitdistiller.config import EvaluationParams, Params
 from bitdistiller.data.blocks import encode
 from bitdistiller.data.text import Document, document_id
+from bitdistiller.distill.clipping import apply_clipping, search_model
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate import evaluate_model, likelihood, shared_context
 from bitdistiller.evaluate.likelihood import by_length, inference
-from bitdistiller.evaluate.perplexity import document_nll, perplexity_score, windows
+from bitdistiller.evaluate.perplexity import document_scores, scores_of_documents, windows, worst_share
+from bitdistiller.evaluate.run import evaluate_run, load_student
 from bitdistiller.evaluate.shared_context import SharedContextLM
 from bitdistiller.evaluate.tasks import quiet
-from bitdistiller.results import ITEM_COLUMNS
-from tests.tiny import sentences
+from bitdistiller.models import load_model
+from bitdistiller.quant import make_format, quantizable
+from bitdistiller.results import ITEM_COLUMNS, RunScores, Score
+from tests.tiny import make_model, make_params, sentences
 
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model):
     model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     return model, PreTrainedTokenizerFast.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    folder = make_model(tmp_path_factory.mktemp("other"), seed=1)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture
@@ -39,6 +50,10 @@ def fp32(monkeypatch):
 
 def documents(count: int) -> list[Document]:
     return [Document(document_id(text), "made up", text) for text in sentences(count, seed=5)]
+
+
+def perplexity(items: pd.DataFrame, task: str = "perplexity", seed: int = 0) -> Score:
+    return next(score for score in scores_of_documents(items, task, seed) if score.metric == "perplexity")
 
 
 def slow_nll(model, tokenizer, texts, window, max_tokens) -> dict[str, tuple[float, int]]:
@@ -62,10 +77,12 @@ def slow_nll(model, tokenizer, texts, window, max_tokens) -> dict[str, tuple[flo
 
 
 @pytest.mark.parametrize("window, max_tokens, batch_tokens", [(32, 10**6, 256), (7, 301, 64), (128, 500, 1)])
-def test_document_nll_equals_one_window_at_a_time(loaded, fp32, window, max_tokens, batch_tokens):
-    items = document_nll(*loaded, documents(12), window, max_tokens, batch_tokens, "heldout")
+def test_the_nll_of_documents_equals_one_window_at_a_time(loaded, fp32, window, max_tokens, batch_tokens):
+    items = document_scores(*loaded, documents(12), window, max_tokens, batch_tokens, "heldout")
     expected = slow_nll(*loaded, documents(12), window, max_tokens)
-    assert list(items.columns) == ITEM_COLUMNS and set(items["task"]) == {"heldout"} and set(items["metric"]) == {"nll"}
+    assert list(items.columns) == ITEM_COLUMNS and set(items["task"]) == {"heldout"}
+    assert items["metric"].unique().tolist() == ["nll", "worst_share"]
+    items = items[items["metric"] == "nll"]
     assert dict(zip(items["item"], items["weight"], strict=True)) == {key: n for key, (_, n) in expected.items()}
     np.testing.assert_allclose(items["value"], [nll for nll, _ in expected.values()], rtol=2e-6)
 
@@ -74,7 +91,7 @@ def test_bf16_changes_perplexity_by_less_than_its_own_noise(loaded, monkeypatch)
     scores = []
     for bf16 in (False, True):
         monkeypatch.setattr(likelihood, "has_bf16", lambda value=bf16: value)
-        scores.append(perplexity_score(document_nll(*loaded, documents(30), 32, 10**6, 512), "perplexity"))
+        scores.append(perplexity(document_scores(*loaded, documents(30), 32, 10**6, 512)))
     assert scores[0].value != scores[1].value
     assert abs(scores[0].value - scores[1].value) < 0.1 * scores[0].standard_error
 
@@ -84,10 +101,11 @@ def test_logits_come_in_chunks(loaded, fp32, monkeypatch):
     sizes = []
     hook = model.get_output_embeddings().register_forward_hook(lambda _, args, out: sizes.append(out.numel()))
     monkeypatch.setattr(likelihood, "_CHUNK_LOGITS", 10 * model.config.vocab_size)
-    items = document_nll(model, tokenizer, documents(12), 32, 10**6, 512)
+    items = document_scores(model, tokenizer, documents(12), 32, 10**6, 512)
     hook.remove()
     assert max(sizes) == 10 * model.config.vocab_size
-    assert sum(sizes) == items["weight"].sum() * model.config.vocab_size  # padding is never projected
+    tokens = items.loc[items["metric"] == "nll", "weight"].sum()
+    assert sum(sizes) == tokens * model.config.vocab_size  # padding is never projected
 
 
 def test_every_token_is_predicted_once(loaded):
@@ -106,7 +124,8 @@ def test_exactly_max_tokens_are_predicted_in_the_order_of_ids(loaded):
 
 
 def test_the_windows_of_a_single_document_are_items(loaded, fp32):
-    items = document_nll(*loaded, documents(1), 8, 10**6, 64)
+    items = document_scores(*loaded, documents(1), 8, 10**6, 64)
+    items = items[items["metric"] == "nll"]
     assert len(items) > 1 and items["item"].is_unique
     assert items["value"].sum() == pytest.approx(slow_nll(*loaded, documents(1), 8, 10**6)[documents(1)[0].id][0])
 
@@ -123,14 +142,14 @@ def test_scoring_leaves_the_mode_of_the_model_alone(loaded):
 def test_a_model_that_caps_its_logits_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(loaded[0].config, "final_logit_softcapping", 30.0, raising=False)
     with pytest.raises(UserError, match="final_logit_softcapping"):
-        document_nll(*loaded, documents(3), 16, 100, 64)
+        document_scores(*loaded, documents(3), 16, 100, 64)
 
 
 def test_windows_longer_than_the_context_and_missing_text_are_refused(loaded):
     with pytest.raises(UserError, match="window 129 is longer than the model's context of 128"):
-        document_nll(*loaded, documents(3), 129, 100, 64)
+        document_scores(*loaded, documents(3), 129, 100, 64)
     with pytest.raises(UserError, match="no held-out text"):
-        document_nll(*loaded, [], 16, 100, 64)
+        document_scores(*loaded, [], 16, 100, 64)
 
 
 def nll_items(values, weights) -> pd.DataFrame:
@@ -139,7 +158,7 @@ def nll_items(values, weights) -> pd.DataFrame:
 
 
 def test_perplexity_weighs_documents_by_their_tokens():
-    score = perplexity_score(nll_items([10.0, 90.0], [10, 30]), "heldout")
+    score = perplexity(nll_items([10.0, 90.0], [10, 30]), "heldout")
     assert score.value == pytest.approx(math.exp(100 / 40)) and score.n == 2 and score.chance is None
 
 
@@ -147,7 +166,7 @@ def test_the_bootstrap_agrees_with_the_delta_method():
     generator = np.random.default_rng(0)
     weights = generator.integers(50, 200, 400)
     values = weights * generator.normal(3.0, 0.5, 400)
-    score = perplexity_score(nll_items(values, weights), "heldout")
+    score = perplexity(nll_items(values, weights), "heldout")
     residual = values - weights * values.sum() / weights.sum()
     expected = score.value * math.sqrt((residual**2).sum()) / weights.sum()
     assert score.standard_error == pytest.approx(expected, rel=0.1)
@@ -157,8 +176,8 @@ def test_the_bootstrap_agrees_with_the_delta_method():
 
 def test_the_bootstrap_is_decided_by_its_seed():
     items = nll_items(np.arange(1.0, 30), np.full(29, 10))
-    assert perplexity_score(items, "heldout", 1) == perplexity_score(items, "heldout", 1)
-    assert perplexity_score(items, "heldout", 1) != perplexity_score(items, "heldout", 2)
+    assert perplexity(items, "heldout", 1) == perplexity(items, "heldout", 1)
+    assert perplexity(items, "heldout", 1) != perplexity(items, "heldout", 2)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +185,58 @@ def test_the_bootstrap_is_decided_by_its_seed():
 )
 def test_a_perplexity_that_says_nothing_is_refused(values, message):
     with pytest.raises(UserError, match=message):
-        perplexity_score(nll_items(values, [10] * len(values)), "heldout")
+        perplexity(nll_items(values, [10] * len(values)), "heldout")
+
+
+# --- the worst 1 % of tokens ------------------------------------------------------------------------------------
+
+DOCUMENTS = st.lists(
+    st.lists(st.floats(1e-6, 50, allow_subnormal=False), min_size=1, max_size=120).map(np.array), min_size=1, max_size=8
+)
+
+
+def slow_worst_share(nll: list[np.ndarray]) -> float:
+    """The obvious twin: sort, take 1 %, and of the token on the border its part."""
+    tokens = sorted(np.concatenate(nll), reverse=True)
+    count = 0.01 * len(tokens)
+    whole = int(count)
+    rest = (count - whole) * tokens[whole] if whole < len(tokens) else 0.0
+    return (sum(tokens[:whole]) + rest) / sum(tokens)
+
+
+@given(nll=DOCUMENTS)
+def test_the_worst_share_is_that_of_the_worst_percent(nll):
+    found = worst_share(nll)
+    assert found.shape == (len(nll), 2)
+    share = found[:, 0].sum() / found[:, 1].sum()
+    assert share == pytest.approx(slow_worst_share(nll), rel=1e-9)
+    assert 0.01 * (1 - 1e-9) <= share <= 1 + 1e-9
+
+
+def test_the_worst_share_at_its_ends():
+    alike, alone = worst_share([np.full(150, 3.0), np.full(50, 3.0)]), worst_share([np.zeros(199), np.array([7.0])])
+    assert alike[:, 0].sum() / alike[:, 1].sum() == pytest.approx(0.01)
+    assert alone[0].tolist() == [0, 0] and alone[:, 0].sum() == pytest.approx(7)
+
+
+def test_the_perplexity_of_the_other_tokens_follows_from_the_worst_share():
+    nll = list(np.random.default_rng(0).exponential(2, (40, 50)))
+    total, rest = np.concatenate(nll).mean(), np.sort(np.concatenate(nll))[:-20].mean()
+    (part, whole) = worst_share(nll).sum(axis=0)
+    assert math.exp(total) ** ((1 - part / whole) / 0.99) == pytest.approx(math.exp(rest))
+
+
+def test_keeping_the_threshold_gives_the_error_of_finding_it_in_every_resample():
+    generator = np.random.default_rng(0)
+    nll = [generator.exponential(generator.gamma(4), size) for size in generator.integers(40, 160, 200)]
+    rows = [("heldout", str(i), "worst_share", *pair) for i, pair in enumerate(worst_share(nll).tolist())]
+    rows += [("heldout", str(i), "nll", part.sum(), float(len(part))) for i, part in enumerate(nll)]
+    score = scores_of_documents(pd.DataFrame(rows, columns=ITEM_COLUMNS), "heldout")[1]
+    drawn = [worst_share([nll[i] for i in generator.integers(0, 200, 200)]).sum(axis=0) for _ in range(400)]
+    shares = [part / whole for part, whole in drawn]
+    assert score.metric == "worst_share" and score.value == pytest.approx(slow_worst_share(nll))
+    assert score.standard_error == pytest.approx(np.std(shares), rel=0.15)
+    assert (score.low, score.high) == pytest.approx(np.percentile(shares, [2.5, 97.5]), rel=0.03)
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 200))
@@ -226,6 +296,33 @@ def test_contexts_that_do_not_fit_are_cut_as_lm_eval_cuts_them(loaded, fp32):
     np.testing.assert_allclose([x for x, _ in fast], [x for x, _ in slow], rtol=1e-5, atol=1e-4)
 
 
+def test_a_choice_that_is_asked_for_twice_is_scored_once(loaded):
+    with quiet():
+        judge = SharedContextLM(*loaded, 512)
+    asked = requests(5, seed=6)
+    packed = judge._pack(asked)
+    assert sum(map(len, (group.targets for group in packed))) == sum(len(tokens) for *_, tokens in asked[:-1])
+    assert sorted(index for group in packed for indices in group.requests for index in indices) == list(range(21))
+    answers = judge._loglikelihood_tokens(asked, disable_tqdm=True)
+    assert answers[0] == answers[-1] and len(answers) == 21
+
+
+@given(pairs=st.lists(st.tuples(st.text("ab the.\n", max_size=12), st.text("ab the.\n", min_size=1, max_size=12))))
+def test_texts_are_tokenised_as_lm_eval_does(loaded, pairs):
+    """The twin is lm-eval's own loop, which tokenises two texts a request."""
+    tokenised = []
+    with quiet():
+        judge = SharedContextLM(*loaded, 512)
+    judge._loglikelihood_tokens = lambda requests, disable_tqdm: tokenised.append(requests) or []
+    beginning = judge.tokenizer.decode(judge.prefix_token_id)
+    pairs = [*pairs, (f"{beginning}the king", " runs"), ("the king  ", "runs"), ("", "runs")]
+    asked = [Instance("loglikelihood", {}, pair, 0, metadata=("t", 0, 1)) for pair in pairs]
+    judge.loglikelihood(asked, disable_tqdm=True)
+    judge._encoded = {}
+    HFLM.loglikelihood(judge, asked, disable_tqdm=True)
+    assert tokenised[0] == tokenised[1] and len(tokenised[0]) == len(pairs)
+
+
 def test_a_choice_longer_than_the_context_is_refused(loaded):
     with quiet():
         judge = SharedContextLM(*loaded, 512)
@@ -258,22 +355,109 @@ def test_a_text_and_a_task_may_not_share_a_name(loaded, tiny_text):
 def test_evaluation_without_tasks_needs_no_wheel(loaded, tiny_text, monkeypatch):
     monkeypatch.setattr("bitdistiller.assets.fetch", lambda asset: pytest.fail(f"fetched {asset.name}"))
     scores, items = evaluate_model(*loaded, parameters(tiny_text))
-    assert [(score.task, score.metric) for score in scores] == [("heldout", "perplexity")]
+    assert [(score.task, score.metric) for score in scores] == [("heldout", "perplexity"), ("heldout", "worst_share")]
+    items = items[items["metric"] == "nll"]
     assert scores[0].value == pytest.approx(math.exp(items["value"].sum() / items["weight"].sum()))
 
 
-def test_scores_follow_from_the_item_rows(loaded, tiny_text):
+def test_scores_follow_from_the_item_rows(loaded, other, tiny_text):
     tasks = {"continuation": {"limit": 12, "shots": 0}, "winogrande": {"limit": 8, "shots": 0}}
-    scores, items = evaluate_model(*loaded, parameters(tiny_text, **tasks))
+    scores, items = evaluate_model(*loaded, parameters(tiny_text, **tasks), other)
     assert list(items.columns) == ITEM_COLUMNS and not items.duplicated(["task", "item", "metric"]).any()
     found = {(score.task, score.metric): score for score in scores}
     assert list(found) == [
         ("heldout", "perplexity"),
+        ("heldout", "worst_share"),
+        ("heldout", "kl"),
+        ("heldout", "agreement"),
         ("continuation", "acc"),
         ("continuation", "acc_norm"),
         ("winogrande", "acc"),
     ]
     for (task, metric), score in found.items():
-        if metric != "perplexity":
-            rows = items[(items["task"] == task) & (items["metric"] == metric)]
-            assert score.value == rows["value"].mean() and score.n == len(rows) and set(rows["weight"]) == {1.0}
+        rows = items[(items["task"] == task) & (items["metric"] == {"perplexity": "nll"}.get(metric, metric))]
+        value = rows["value"].sum() / rows["weight"].sum()
+        assert score.value == pytest.approx(math.exp(value) if metric == "perplexity" else value)
+        assert score.n == len(rows) and score.low < score.value < score.high
+
+
+# --- scoring by name ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, tiny_model, tiny_text):
+    """Parameters with a model of every kind, clipping bounds, and a student whose weights moved a little."""
+    sections = make_params(tiny_model, tiny_text)
+    quantizer = sections["quantizers"]["int2"]
+    sections["quantizers"]["int1"] = {**quantizer, "bits": 1, "clip": "none"}
+    sections["ptq"] = {"rounded": {"quantizer": "int2"}, "rounded-1": {"quantizer": "int1"}}
+    sections["baselines"]["random"] = {"model": str(tiny_model), "weights": "random", "seed": 0}
+    params, artifacts = Params.model_validate(sections), tmp_path_factory.mktemp("artifacts")
+    for name, section in params.quantizers.items():
+        search_model(section, artifacts / "clip" / f"{name}.safetensors")
+    student = load_model(str(tiny_model))
+    with torch.no_grad():
+        for layer in quantizable(student.model).values():
+            layer.weight += 0.01 * torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(0))
+    student.model.save_pretrained(artifacts / "students" / "student")
+    student.tokenizer.save_pretrained(artifacts / "students" / "student")
+    return params, artifacts
+
+
+SCORED_TEXT = ["perplexity", "worst_share", "kl", "agreement"]
+
+
+@pytest.mark.parametrize(
+    "name, metrics, bits, origin",
+    [
+        ("student", SCORED_TEXT, 2, "trained from"),
+        ("rounded", SCORED_TEXT, 2, "rounded from"),
+        ("rounded-1", SCORED_TEXT, 1, "rounded from"),
+        ("random", SCORED_TEXT, 16, "random weights"),
+        ("full", SCORED_TEXT[:2], 16, "read in fp32 from"),
+    ],
+)
+def test_every_kind_of_model_has_scores(world, name, metrics, bits, origin, tmp_path):
+    params, artifacts = world
+    record, items = evaluate_run(name, params, artifacts)
+    assert [score.metric for score in record.scores] == metrics and record.bits == bits and origin in record.origin
+    assert record.model == str(next(iter(params.baselines.values())).model) and record.run == name
+    assert (record.weights is None) == (bits == 16) == (record.quantized_parameters == 0)
+    assert set(items["metric"]) == {"nll", "worst_share", "kl", "agreement"} & {"nll", *metrics}
+    record.write(tmp_path / "scores.json")
+    assert RunScores.read(tmp_path / "scores.json") == record
+    values = record.metrics()
+    assert list(values["heldout"]) == metrics
+    assert values.get("weights", {}).keys() == ({"zeros", "entropy", "error"} if bits < 16 else set())
+
+
+def test_a_rounded_model_is_the_clipped_original_in_its_format(world, fp32, tiny_text):
+    """The twin builds it by hand: clip, quantize and dequantize every matrix, and score that."""
+    params, artifacts = world
+    section = params.quantizers["int2"]
+    twin, original = load_model(section.model), load_model(section.model)
+    apply_clipping(twin.model, artifacts / "clip" / "int2.safetensors", section)
+    fmt = make_format("int-asym", bits=2, group_size=20)
+    with torch.no_grad():
+        for layer in quantizable(twin.model).values():
+            layer.weight.copy_(fmt.quantize(layer.weight).dequantize())
+    scores, _ = evaluate_model(twin.model, twin.tokenizer, params.evaluation, original.model)
+    assert evaluate_run("rounded", params, artifacts)[0].scores == scores
+    assert evaluate_run("full", params, artifacts)[0].scores[0].value < scores[0].value
+
+
+def test_the_student_is_scored_with_low_bit_weights(world, fp32):
+    params, artifacts = world
+    student = load_student("student", params, artifacts)
+    latent, _ = evaluate_model(
+        load_model(str(artifacts / "students" / "student")).model, student.tokenizer, params.evaluation
+    )
+    found = evaluate_run("student", params, artifacts)[0].scores[0].value
+    assert found != latent[0].value
+    scores, _ = evaluate_model(student.model, student.tokenizer, params.evaluation)  # quantized at every pass
+    assert found == pytest.approx(scores[0].value)
+
+
+def test_an_unknown_name_is_refused(world):
+    with pytest.raises(UserError, match=r"runs, ptq or baselines in params\.yaml has no entry 'nobody'"):
+        evaluate_run("nobody", *world)

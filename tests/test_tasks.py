@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.api.metrics import mean_stderr
+from lm_eval.evaluator import evaluate
 from statsmodels.stats.proportion import proportion_confint
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -19,9 +20,11 @@ from bitdistiller.config import TaskParams
 from bitdistiller.data.text import Document, document_id
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate import local
-from bitdistiller.evaluate.benchmarks import BENCHMARKS, item_texts, rows
+from bitdistiller.evaluate.benchmarks import BENCHMARKS, item_id, item_texts, rows
 from bitdistiller.evaluate.continuation import CONTEXT_WORDS, CONTINUATION_WORDS, continuation_items
-from bitdistiller.evaluate.tasks import definition, load_tasks, quiet, score_tasks, subset
+from bitdistiller.evaluate.shared_context import SharedContextLM
+from bitdistiller.evaluate.tasks import choice, definition, load_tasks, quiet, restrict, score_tasks, subset
+from bitdistiller.models import load_model
 
 COUNTS = {"piqa": 1838, "hellaswag": 10042, "winogrande": 1267, "arc_easy": 2376, "arc_challenge": 1172}  # as published
 
@@ -30,6 +33,13 @@ COUNTS = {"piqa": 1838, "hellaswag": 10042, "winogrande": 1267, "arc_easy": 2376
 def loaded(tiny_model):
     model = LlamaForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     return model, PreTrainedTokenizerFast.from_pretrained(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def micro():
+    """A model that reads whole items and whose answers vary."""
+    found = load_model("micro-1m")
+    return found.model, found.tokenizer
 
 
 def task(name: str, limit: int = 10):
@@ -106,16 +116,59 @@ def test_acc_is_the_most_likely_choice_and_acc_norm_the_most_likely_a_byte(loade
     found = items.set_index(["metric", "item"])["value"]
     for row in rows("continuation")[:6]:
         context, totals = tokenizer.encode(row["context"], add_special_tokens=False), []
-        for choice in row["continuations"]:
-            ids = tokenizer.encode(f"{row['context']} {choice}", add_special_tokens=False)
+        for text in row["continuations"]:
+            ids = tokenizer.encode(f"{row['context']} {text}", add_special_tokens=False)
             size = len(ids) - len(context)
             ids = ids[-model.config.max_position_embeddings - 1 :]
             with torch.no_grad():
                 log_probs = model(torch.tensor([ids[:-1]])).logits[0].log_softmax(-1)
             totals.append(log_probs.gather(1, torch.tensor(ids[1:])[:, None])[-size:].sum().item())
-        normed = [total / len(choice) for total, choice in zip(totals, row["continuations"], strict=True)]
+        normed = [total / len(text) for total, text in zip(totals, row["continuations"], strict=True)]
+        assert found["choice", row["id"]] == totals.index(max(totals))
         assert found["acc", row["id"]] == (totals.index(max(totals)) == row["gold"])
         assert found["acc_norm", row["id"]] == (normed.index(max(normed)) == row["gold"])
+
+
+GOLD = {
+    "continuation": lambda row: row["gold"],
+    "beginning": lambda row: row["gold"],
+    "piqa": lambda row: row["label"],
+    "hellaswag": lambda row: int(row["label"]),
+    "winogrande": lambda row: int(row["answer"]) - 1,
+    "arc_challenge": lambda row: row["choices"]["label"].index(row["answerKey"]),
+}
+
+
+@pytest.mark.parametrize("name", GOLD)
+def test_the_choice_is_the_right_one_exactly_where_acc_is_1(micro, name):
+    _, items = score_tasks(*micro, {name: TaskParams(limit=30, shots=0)}, 2048, 0)
+    raw = {item_id(row, index): row for index, row in enumerate(rows(name))}
+    found = items.set_index(["metric", "item"])["value"].unstack("metric")
+    assert len(found) == 30 and found["choice"].nunique() > 1 and set(items["weight"]) == {1.0}
+    right = [found.loc[item, "choice"] == GOLD[name](raw[item]) for item in found.index]
+    assert right == (found["acc"] == 1).tolist() and 0 < sum(right) < 30
+
+
+def test_the_choice_leaves_out_answers_without_context():
+    piqa = task("piqa")
+    for values, expected in (([-3.0, -2.0, -1.0, -4.0], 1), ([-2.0, -3.0, -5.0, -1.0], 0), ([-2.0, -1.0], 1)):
+        sample = {"doc": rows("piqa")[0], "filtered_resps": [(value, False) for value in values]}
+        assert choice(piqa, sample) == expected
+
+
+@pytest.mark.parametrize("name", [pytest.param("hellaswag", marks=pytest.mark.slow), "continuation"])
+def test_a_restricted_task_is_the_whole_task_with_samples_picked(micro, name):
+    """The twin is lm-eval's own way to score a few items of a task."""
+    with quiet():
+        whole, judge = task(name), SharedContextLM(*micro, 2048)
+        picked = subset(name, len(whole.eval_docs), 12, 0)
+        expected = evaluate(judge, {"tasks": {name: whole}}, samples={name: picked})
+        few = task(name)
+        assert restrict(few, 12, 0) == picked
+        found = evaluate(judge, {"tasks": {name: few}})
+    assert found["results"][name] == expected["results"][name] | {"sample_len": 12}
+    for ours, theirs in zip(found["samples"][name], expected["samples"][name], strict=True):
+        assert picked[ours.pop("doc_id")] == theirs.pop("doc_id") and ours == theirs
 
 
 @pytest.mark.parametrize("name, chance", [("piqa", 1 / 2), ("continuation", 1 / 4), ("beginning", 1 / 4)])

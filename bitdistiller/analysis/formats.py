@@ -3,22 +3,20 @@ r"""What each format does to weights, before any training: error, zeros, entropy
 Three sources: normal and Laplace weights, and some rows of every Linear layer of a real model. With clipping, each
 group gets the shrunken range with the least squared weight error (``search_clip`` on white activations, whose Gram
 matrix is the identity; training clips by real activations, and not queries and keys). Formats that have no range to
-shrink have no such row. Entropy is that of the codes within a group, in bits a weight, averaged over groups: the same
-code means another value in a group with another zero point. These are facts about rounding. Whether they are why a
-student fails is for the studies to say.
+shrink have no such row. Entropy is that of the codes within a group (see ``bitdistiller.quant.measure``). These are
+facts about rounding. Whether they are why a student fails is for the studies to say.
 """
 
-import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from bitdistiller.errors import UserError
 from bitdistiller.models import load_model
 from bitdistiller.quant import FORMATS, Format, RangeFormat, clip_weights, make_format, quantizable, search_clip
-from bitdistiller.quant.format import split_groups
+from bitdistiller.quant.measure import measure, total
 
 SYNTHETIC_SHAPE = (256, 1536)
 ROW_STRIDE = 64  # of a real layer, one row in so many is looked at
@@ -65,29 +63,17 @@ def sources(model: str | None, seed: int) -> dict[str, list[Float[Tensor, "O I"]
 @torch.no_grad()
 def describe(matrices: list[Float[Tensor, "O I"]], fmt: Format, clip: bool = False) -> dict:
     """What ``fmt`` does to some matrices: relative squared error, share of zeros, entropy of codes, bits a weight."""
-    error = norm = zeros = stored = entropy = 0.0
-    for w in matrices:
-        clipped = clip_weights(w, *search_clip(w, torch.eye(w.shape[1]), fmt), fmt.group_size) if clip else w
-        q = fmt.quantize(clipped)
-        values = q.dequantize()
-        error += (values - w).double().square().sum().item()
-        norm += w.double().square().sum().item()
-        zeros += (values == 0).sum().item()
-        stored += fmt.bits_per_weight(w.shape[1]) * w.numel()
-        entropy += sum(_code_entropy(codes, fmt.level_count) for codes in split_groups(q.codes, fmt.group_size))
-    total = sum(w.numel() for w in matrices)
+    found = total(measure(fmt.quantize(_clipped(w, fmt) if clip else w), w) for w in matrices)
+    stored = sum(fmt.bits_per_weight(w.shape[1]) * w.numel() for w in matrices)
     return {
         "format": fmt.name,
         "bits": fmt.bits,
-        "relative_error": error / norm,
-        "zeros": zeros / total,
-        "entropy": entropy / total,
-        "bits_per_weight": stored / total,
+        "relative_error": found.error,
+        "zeros": found.zeros,
+        "entropy": found.entropy,
+        "bits_per_weight": stored / found.weights,
     }
 
 
-def _code_entropy(codes: UInt8[Tensor, "O G n"], level_count: int) -> float:
-    """Sum over groups of n times the entropy of the group's codes, in bits."""
-    counts = torch.zeros(*codes.shape[:2], level_count).scatter_add_(-1, codes.long(), torch.ones(codes.shape))
-    share = counts / codes.shape[-1]
-    return -torch.xlogy(share, share).sum().item() / math.log(2) * codes.shape[-1]
+def _clipped(w: Float[Tensor, "O I"], fmt: Format) -> Float[Tensor, "O I"]:
+    return clip_weights(w, *search_clip(w, torch.eye(w.shape[1]), fmt), fmt.group_size)

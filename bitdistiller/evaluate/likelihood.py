@@ -2,7 +2,8 @@
 
 A causal LM's output layer is as large as its vocabulary: for SmolLM2, logits of 2,048 positions in fp32 are 400 MB, and
 most of them are of padding or of context that nobody scores. So the network below the output layer runs once,
-the hidden states of the scored positions are picked out, and only those are projected, a chunk at a time.
+the hidden states of the scored positions are picked out, and only those are projected, a chunk at a time. A chunk
+keeps the dtype of the matrix product and becomes fp32 in blocks that stay in the processor's cache.
 That is exact for every model whose logits are its output layer applied to its last hidden state; models that
 scale or cap their logits afterwards are refused.
 """
@@ -18,7 +19,8 @@ from transformers import PreTrainedModel
 from bitdistiller.device import has_bf16
 from bitdistiller.errors import UserError
 
-_CHUNK_LOGITS = 2**22  # 16 MB in fp32: a chunk that stays in the processor's cache
+_CHUNK_LOGITS = 2**22  # of one matrix product, which a few rows at a time would slow down
+_BLOCK_LOGITS = 2**20  # in fp32 at a time: 4 MiB a temporary
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -47,17 +49,29 @@ def hidden_states(model: PreTrainedModel, input_ids: Int[Tensor, "B T"], **input
     return model.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
 
 
+def logit_blocks(model: PreTrainedModel, hidden: Float[Tensor, "N H"]) -> Iterator[tuple[slice, Float[Tensor, "n V"]]]:
+    """Logits in fp32 of a few positions at a time, with the slice of ``hidden`` that they belong to.
+
+    Two models with one vocabulary get the same slices.
+    """
+    head, start = model.get_output_embeddings(), 0
+    vocabulary = head.weight.shape[0]
+    rows, block = max(1, _CHUNK_LOGITS // vocabulary), max(1, _BLOCK_LOGITS // vocabulary)
+    for states in hidden.split(rows):
+        for logits in head(states).split(block):
+            yield slice(start, start + len(logits)), logits.float()
+            start += len(logits)
+
+
 def target_log_probs(
     model: PreTrainedModel, hidden: Float[Tensor, "N H"], targets: Int[Tensor, " N"]
 ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
-    """Log-probability of each target token in fp32, and whether it is the most probable token."""
-    head = model.get_output_embeddings()
-    chunk = max(1, _CHUNK_LOGITS // head.weight.shape[0])
+    """Log-probability of each target token in fp32, and whether no token is more probable."""
     log_probs, greedy = [], []
-    for states, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-        logits = head(states).float()
-        log_probs.append(logits.gather(1, wanted[:, None]).squeeze(1) - logits.logsumexp(dim=1))
-        greedy.append(logits.argmax(dim=1) == wanted)
+    for rows, logits in logit_blocks(model, hidden):
+        chosen = logits.gather(1, targets[rows, None]).squeeze(1)
+        log_probs.append(chosen - logits.logsumexp(dim=1))
+        greedy.append(chosen == logits.amax(dim=1))  # several times faster than argmax
     return torch.cat(log_probs), torch.cat(greedy)
 
 

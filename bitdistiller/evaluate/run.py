@@ -1,15 +1,22 @@
-"""A named run or baseline -> its scores, with everything that a reader needs to trust them."""
+"""A name of ``params.yaml`` -> its scores, with everything that a reader needs to trust them.
 
+Three kinds of models have scores: trained students (``runs``), models that were clipped and rounded but not trained
+(``ptq``), and untrained references (``baselines``). All but the pretrained model itself are compared with it.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from bitdistiller.config import Params, entry
+from bitdistiller.config import Params, QuantizerParams, entry
 from bitdistiller.data.text import text_provenance
+from bitdistiller.distill.clipping import apply_clipping
 from bitdistiller.evaluate import evaluate_model
 from bitdistiller.evaluate.local import held_out_text
-from bitdistiller.models import LoadedModel, load_model, model_origin, random_model
+from bitdistiller.evaluate.weights import summarize_weights
+from bitdistiller.models import LoadedModel, load_model, random_model
 from bitdistiller.provenance import Stopwatch, environment
 from bitdistiller.quant import bake, make_format, quantizable, quantize_model
 from bitdistiller.results import RunScores
@@ -17,22 +24,49 @@ from bitdistiller.results import RunScores
 FULL_PRECISION_BITS = 16
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A model to score.
+
+    Attributes:
+        loaded: it; fake-quantized if there is a ``quantizer``.
+        origin: in a sentence, what its weights are.
+        original: the pretrained model that it is compared with; None for that model itself.
+        used: the parameters that made it.
+    """
+
+    loaded: LoadedModel
+    origin: str
+    original: LoadedModel | None
+    quantizer: QuantizerParams | None
+    used: dict
+
+
 def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores, pd.DataFrame]:
-    """Scores and per-item results of a trained student or of a baseline."""
+    """Scores and per-item results of a trained student, a rounded model or a baseline.
+
+    Raises:
+        UserError: no such name, its artifacts are missing, or it cannot be scored.
+    """
     watch = Stopwatch()
     torch.set_num_threads(params.threads)
-    scored, origin, bits, bits_per_weight, quantized, used = _scored_model(name, params, artifacts)
-    scores, items = evaluate_model(scored.model, scored.tokenizer, params.evaluation)
+    candidate = _candidate(name, params, artifacts)
+    model, original = candidate.loaded.model, candidate.original and candidate.original.model
+    sizes = {"bits": FULL_PRECISION_BITS, "bits_per_weight": FULL_PRECISION_BITS, "quantized_parameters": 0}
+    weights = None
+    if candidate.quantizer is not None:
+        sizes, weights = _sizes(candidate), summarize_weights(model, original)
+        bake(model)
+    scores, items = evaluate_model(model, candidate.loaded.tokenizer, params.evaluation, original)
     record = RunScores(
         run=name,
-        model=used["model"],
-        origin=origin,
-        bits=bits,
-        bits_per_weight=bits_per_weight,
-        parameters=sum(p.numel() for p in scored.model.parameters()),
-        quantized_parameters=quantized,
+        model=candidate.used["model"],
+        origin=candidate.origin,
+        parameters=sum(p.numel() for p in model.parameters()),
+        **sizes,
         scores=scores,
-        parameters_used={**used, "evaluation": params.evaluation.model_dump()},
+        weights=weights,
+        parameters_used={**candidate.used, "evaluation": params.evaluation.model_dump()},
         data={key: _scored_text(key, section.text, items) for key, section in params.evaluation.perplexity.items()},
         environment=environment(),
         cost=watch.cost(),
@@ -40,34 +74,66 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
     return record, items
 
 
+def _candidate(name: str, params: Params, artifacts: Path) -> Candidate:
+    if name in params.runs:
+        run = params.runs[name]
+        loaded = load_student(name, params, artifacts)
+        return _quantized(loaded, params.quantizers[run.quantizer], "trained from", {"run": run.model_dump()})
+    if name in params.ptq:
+        rounded = params.ptq[name]
+        quantizer = params.quantizers[rounded.quantizer]
+        loaded = prepare_student(quantizer, artifacts / "clip" / f"{rounded.quantizer}.safetensors")
+        return _quantized(loaded, quantizer, "rounded from", {"ptq": rounded.model_dump()})
+    return _baseline(name, params)
+
+
+def _quantized(loaded: LoadedModel, quantizer: QuantizerParams, how: str, used: dict) -> Candidate:
+    original = load_model(quantizer.model)
+    used = {"model": quantizer.model, **used, "quantizer": quantizer.model_dump()}
+    return Candidate(loaded, f"{how} {quantizer.model}: {original.origin}", original, quantizer, used)
+
+
+def _baseline(name: str, params: Params) -> Candidate:
+    baseline = entry(params.baselines, "runs, ptq or baselines in params.yaml", name)
+    pretrained = load_model(baseline.model)
+    if baseline.weights == "pretrained":
+        return Candidate(pretrained, pretrained.origin, None, None, baseline.model_dump())
+    origin = f"the architecture of {baseline.model} with random weights, seed {baseline.seed}"
+    return Candidate(random_model(baseline.model, baseline.seed), origin, pretrained, None, baseline.model_dump())
+
+
+def load_student(name: str, params: Params, artifacts: Path) -> LoadedModel:
+    """The trained student of run ``name``: latent weights under fake quantization."""
+    student = load_model(str(artifacts / "students" / name))
+    _quantize(student, params.quantizers[params.runs[name].quantizer])
+    return student
+
+
+def prepare_student(quantizer: QuantizerParams, bounds: Path) -> LoadedModel:
+    """The pretrained model with clipped weights and fake-quantized layers: a student before its first step."""
+    student = load_model(quantizer.model)
+    apply_clipping(student.model, bounds, quantizer)
+    _quantize(student, quantizer)
+    return student
+
+
+def _quantize(student: LoadedModel, quantizer: QuantizerParams) -> None:
+    quantize_model(student.model, make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size))
+
+
+def _sizes(candidate: Candidate) -> dict[str, float]:
+    """Nominal bits, stored bits a quantized weight with scales and zero points, and how many weights that are."""
+    layers = quantizable(candidate.loaded.model).values()
+    quantized = sum(layer.weight.numel() for layer in layers)
+    stored = sum(layer.weight.numel() * layer.format.bits_per_weight(layer.in_features) for layer in layers)
+    return {
+        "bits": candidate.quantizer.bits,
+        "bits_per_weight": stored / quantized,
+        "quantized_parameters": quantized,
+    }
+
+
 def _scored_text(task: str, names: list[str], items: pd.DataFrame) -> dict:
     """Provenance of the documents that were scored (a text of one document has its windows as items)."""
     scored, documents = set(items.loc[items["task"] == task, "item"]), held_out_text(names)
     return text_provenance(names, [d for d in documents if d.id in scored] or documents)
-
-
-def _scored_model(name: str, params: Params, artifacts: Path) -> tuple[LoadedModel, str, float, float, int, dict]:
-    if name in params.runs:
-        return _student(name, params, artifacts)
-    baseline = entry(params.baselines, "runs or baselines in params.yaml", name)
-    if baseline.weights == "random":
-        loaded = random_model(baseline.model, baseline.seed)
-        origin = f"the architecture of {baseline.model} with random weights, seed {baseline.seed}"
-    else:
-        loaded = load_model(baseline.model)
-        origin = loaded.origin
-    return loaded, origin, FULL_PRECISION_BITS, FULL_PRECISION_BITS, 0, baseline.model_dump()
-
-
-def _student(name: str, params: Params, artifacts: Path) -> tuple[LoadedModel, str, float, float, int, dict]:
-    run = params.runs[name]
-    quantizer = params.quantizers[run.quantizer]
-    fmt = make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size)
-    student = load_model(str(artifacts / "students" / name))
-    layers = quantizable(student.model).values()
-    stored_bits = sum(layer.weight.numel() * fmt.bits_per_weight(layer.in_features) for layer in layers)
-    quantized = quantize_model(student.model, fmt)
-    bake(student.model)
-    origin = f"trained from {quantizer.model}: {model_origin(quantizer.model)}"
-    used = {"model": quantizer.model, "run": run.model_dump(), "quantizer": quantizer.model_dump()}
-    return student, origin, quantizer.bits, stored_bits / quantized, quantized, used

@@ -8,7 +8,8 @@ environment report; and lm-eval's own tasks are indexed (thousands of YAMLs, man
 
 ``limit`` takes a subset of items that depends on the task, the seed and nothing else, so that all models meet
 the same items and a smaller limit is part of a larger one. (The first items would not do: those of HellaSwag
-all come from one of its two sources.)
+all come from one of its two sources.) lm-eval could be told the subset, but would then read, and where a task says so
+process, the whole data set several times over; so it is given a data set that holds nothing else.
 """
 
 import hashlib
@@ -20,8 +21,10 @@ from pathlib import Path
 
 import datasets
 import lm_eval.tasks
+import numpy as np
 import pandas as pd
 import yaml
+from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -121,32 +124,59 @@ def score_tasks(
     """
     with quiet():
         loaded = load_tasks(tasks, seed)
-        chosen = {name: subset(name, len(task.eval_docs), tasks[name].limit, seed) for name, task in loaded.items()}
-        for name, indices in chosen.items():
-            if len(indices) < 2:
-                raise UserError(f"task {name}: a single item has no standard error; raise its limit")
+        chosen = {name: restrict(task, tasks[name].limit, seed) for name, task in loaded.items()}
         judge = SharedContextLM(model, tokenizer, batch_tokens)
-        found = evaluate(judge, {"tasks": loaded}, samples=chosen)
+        found = evaluate(judge, {"tasks": loaded})
     scores, frames = [], []
-    for name in loaded:
+    for name, task in loaded.items():
         samples = found["samples"][name]
-        frames.append(_item_rows(name, samples))
-        scores += _scores(name, samples, found["results"][name])
+        frames.append(_item_rows(task, chosen[name], samples))
+        scores += _scores(task, samples, found["results"][name])
     return scores, pd.concat(frames, ignore_index=True)
 
 
-def _item_rows(name: str, samples: list[dict]) -> pd.DataFrame:
+def restrict(task: Task, limit: int, seed: int) -> list[int]:
+    """Leave a task the items of its ``subset``, processed; returns their places in the whole data set.
+
+    Raises:
+        UserError: a single item.
+    """
+    docs = task.eval_docs
+    indices = subset(task.task_name, len(docs), limit, seed)
+    if len(indices) < 2:
+        raise UserError(f"task {task.task_name}: a single item has no standard error; raise its limit")
+    split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+    task.dataset = {split: [docs[index] for index in indices]}
+    task.set_config(key="process_docs", value=None)
+    return indices
+
+
+def choice(task: Task, sample: Mapping) -> int:
+    """Index of the answer with the highest log-likelihood, the one that lm-eval's ``acc`` takes.
+
+    Where a task also asks for choices without their context, those answers come last.
+    """
+    answers = sample["filtered_resps"][: len(task.doc_to_choice(sample["doc"]))]
+    return int(np.argmax([log_likelihood for log_likelihood, _ in answers]))
+
+
+def _item_rows(task: Task, indices: list[int], samples: list[dict]) -> pd.DataFrame:
+    items = [item_id(sample["doc"], indices[sample["doc_id"]]) for sample in samples]
     rows = [
-        (name, item_id(sample["doc"], sample["doc_id"]), metric, sample[metric], 1.0)
+        (task.task_name, item, metric, sample[metric], 1.0)
         for metric in METRICS
-        for sample in samples
+        for item, sample in zip(items, samples, strict=True)
         if metric in sample
+    ]
+    rows += [
+        (task.task_name, item, "choice", float(choice(task, sample)), 1.0)
+        for item, sample in zip(items, samples, strict=True)
     ]
     return pd.DataFrame(rows, columns=ITEM_COLUMNS)
 
 
-def _scores(name: str, samples: list[dict], result: Mapping[str, object]) -> list[Score]:
-    chance = sum(1 / len(sample["arguments"]) for sample in samples) / len(samples)
+def _scores(task: Task, samples: list[dict], result: Mapping[str, object]) -> list[Score]:
+    chance = sum(1 / len(task.doc_to_choice(sample["doc"])) for sample in samples) / len(samples)
     scores = []
     for metric in METRICS:
         if f"{metric},none" not in result:
@@ -155,7 +185,7 @@ def _scores(name: str, samples: list[dict], result: Mapping[str, object]) -> lis
         interval = binomtest(right, len(samples)).proportion_ci(confidence_level=0.95, method="wilson")
         scores.append(
             Score(
-                task=name,
+                task=task.task_name,
                 metric=metric,
                 value=result[f"{metric},none"],
                 standard_error=result[f"{metric}_stderr,none"],
