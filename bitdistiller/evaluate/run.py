@@ -12,13 +12,13 @@ import torch
 
 from bitdistiller.config import Params, QuantizerParams, entry
 from bitdistiller.data.text import text_provenance
-from bitdistiller.distill.clipping import apply_clipping
+from bitdistiller.distill.student import load_student, prepare_student
 from bitdistiller.evaluate import evaluate_model
 from bitdistiller.evaluate.local import held_out_text
 from bitdistiller.evaluate.weights import summarize_weights
 from bitdistiller.models import LoadedModel, load_model, random_model
 from bitdistiller.provenance import Stopwatch, environment
-from bitdistiller.quant import bake, make_format, quantizable, quantize_model
+from bitdistiller.quant import bake, quantizable
 from bitdistiller.results import RunScores
 
 FULL_PRECISION_BITS = 16
@@ -100,25 +100,6 @@ def _baseline(name: str, params: Params) -> Candidate:
         return Candidate(pretrained, pretrained.origin, None, None, baseline.model_dump())
     origin = f"the architecture of {baseline.model} with random weights, seed {baseline.seed}"
     return Candidate(random_model(baseline.model, baseline.seed), origin, pretrained, None, baseline.model_dump())
-
-
-def load_student(name: str, params: Params, artifacts: Path) -> LoadedModel:
-    """The trained student of run ``name``: latent weights under fake quantization."""
-    student = load_model(str(artifacts / "students" / name))
-    _quantize(student, params.quantizers[params.runs[name].quantizer])
-    return student
-
-
-def prepare_student(quantizer: QuantizerParams, bounds: Path) -> LoadedModel:
-    """The pretrained model with clipped weights and fake-quantized layers: a student before its first step."""
-    student = load_model(quantizer.model)
-    apply_clipping(student.model, bounds, quantizer)
-    _quantize(student, quantizer)
-    return student
-
-
-def _quantize(student: LoadedModel, quantizer: QuantizerParams) -> None:
-    quantize_model(student.model, make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size))
 
 
 def _sizes(candidate: Candidate) -> dict[str, float]:
