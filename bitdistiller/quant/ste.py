@@ -12,7 +12,8 @@ becomes that of its latent weight, times a factor that depends on where the weig
 
 The backward pass is written out instead of composed from ``round`` and ``clamp``: what a composition does at the
 outermost levels depends on the gradient that a PyTorch release gives ``clamp`` at its bounds, and there is where
-clipping puts many weights.
+clipping puts many weights. It was 1 until PyTorch 2.13 and is 0 since 2.14 (pytorch/pytorch#195931): the same code,
+trained with a newer release, would leave every weight on an outermost level where it is.
 """
 
 from collections.abc import Callable
