@@ -88,6 +88,7 @@ BUGS = {
     "groups-do-not-leak": (".amax(-1)", ".amax(-1).amax().expand(groups.shape[:2])"),
     "rows-permute": (".amax(-1)", ".amax(-1)[:1].expand(len(w), -1)"),
     "groups-permute": (".amax(-1)", ".amax(-1).cummax(-1).values"),
+    "strides-do-not-matter": ("w.float()", "w.float().as_strided(w.shape, (w.shape[1], 1))"),
     "deterministic": (".round()", ".add(torch.rand(()) - 0.5).round()"),
     "idempotent": (".amax(-1)", ".mean(-1)"),
     "nearest": (".round()", ".floor()"),
@@ -151,6 +152,12 @@ def test_an_unknown_promise_is_named():
 
     with pytest.raises(ValueError, match="promises lossless: choose among idempotent"):
         check_format(Bold(2, 8))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_what_is_no_format_is_named():
+    with pytest.raises(ValueError, match=r"<class .*IntAsym.* is no weight format, for it has no bits, group_size$"):
+        check_format(IntAsym)  # the class and not a value
 
 
 def test_every_check_says_what_it_checks():

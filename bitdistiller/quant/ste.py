@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant.format import Format, check_weights, map_groups
+from bitdistiller.quant.format import Format, map_groups
 
 PASS_THROUGH = "pass-through"
 
@@ -46,10 +46,10 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, w: Tensor, fmt: Format, estimator: str) -> Tensor:
-        ctx.factor = None
+        ctx.factor, values = None, fmt.round(w)
         if estimator != PASS_THROUGH:
             ctx.factor = map_groups(lambda groups: _factor(groups, fmt, estimator), w.float(), fmt.group_size)
-        return fmt.round(w)
+        return values
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -71,7 +71,6 @@ def fake_quantize(w: Float[Tensor, "O I"], fmt: Format, estimator: str = PASS_TH
     Raises:
         UserError: an estimator of another name, or weights that ``quantize`` refuses.
     """
-    check_weights(w)
     if estimator not in ESTIMATORS:
         raise UserError(f"unknown straight-through estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     return _StraightThrough.apply(w, fmt, estimator)

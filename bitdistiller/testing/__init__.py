@@ -72,6 +72,9 @@ def check_format(fmt: WeightFormat, fake: FakeQuantize | None = fake_quantize) -
 
 def invariants_of(fmt: WeightFormat, fake: FakeQuantize | None) -> Iterator[tuple[str, Callable[[], None]]]:
     """Names of the invariants of a format and functions that look for a violation."""
+    missing = [name for name in ("bits", "group_size", "promises", "quantize", "levels") if not hasattr(fmt, name)]
+    if missing:
+        raise ValueError(f"{fmt!r} is no weight format, for it has no {', '.join(missing)}")
     unknown = set(fmt.promises) - set(PROMISES)
     if unknown:
         raise ValueError(f"{_label(fmt)} promises {', '.join(sorted(unknown))}: choose among {', '.join(PROMISES)}")

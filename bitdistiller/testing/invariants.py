@@ -127,6 +127,12 @@ def groups_permute(fmt: WeightFormat, w: Tensor) -> None:
         assert torch.equal(values(fmt, part[:, order]), values(fmt, part)[:, order]), "the order of groups matters"
 
 
+def strides_do_not_matter(fmt: WeightFormat, w: Tensor) -> None:
+    """The same weights in another order in memory give the same values."""
+    columns_first = w.T.contiguous().T
+    assert torch.equal(values(fmt, columns_first), values(fmt, w)), "weights stored by columns gave other values"
+
+
 def deterministic(fmt: WeightFormat, w: Tensor) -> None:
     """The same weights give the same values, and are not changed."""
     before = w.clone()
@@ -151,6 +157,7 @@ CONTRACT: dict[str, Check] = {
     "groups-do-not-leak": groups_do_not_leak,
     "rows-permute": rows_permute,
     "groups-permute": groups_permute,
+    "strides-do-not-matter": strides_do_not_matter,
     "deterministic": deterministic,
 }
 # For formats that export uses: subclasses of ``bitdistiller.quant.Format``, and others with these attributes.
