@@ -84,26 +84,6 @@ def test_snap_down_is_the_greatest_half_below(value):
     assert above > value or snapped == 65504
 
 
-@pytest.mark.parametrize("name, bits, group_size, words", [
-    ("int-asym", 0, 64, "1 to 8"), ("int-asym", 9, 64, "1 to 8"), ("nf-asym", 1, 64, "2 to 4"),
-    ("int-asym", 2, 0, "group size"), ("fp4", 2, 64, "unknown format"),
-])  # fmt: skip
-def test_impossible_formats_are_refused(name, bits, group_size, words):
-    with pytest.raises(UserError, match=words):
-        make_format(name, bits=bits, group_size=group_size)
-
-
-@pytest.mark.usefixtures("unchecked_shapes")
-@pytest.mark.parametrize("w, words", [
-    (torch.full((2, 4), torch.nan), "NaN or Inf"), (torch.tensor([[1.0, torch.inf]]), "NaN or Inf"),
-    (torch.zeros(3, 0), "with weights"), (torch.zeros(2, 3, dtype=torch.int32), "floating-point"),
-    (torch.zeros(3), "matrix"),
-])  # fmt: skip
-def test_odd_weights_are_refused(w, words):
-    with pytest.raises(UserError, match=words):
-        make_format("int-asym", bits=2, group_size=2).quantize(w)
-
-
 def test_bits_per_weight_counts_scales_and_ragged_groups():
     fmt = make_format("int-asym", bits=2, group_size=128)
     assert fmt.bits_per_weight() == 2 + 18 / 128

@@ -40,6 +40,26 @@ def test_factors_at_inside_and_outside_the_outermost_levels():
     assert torch.allclose(gradient(w, fmt, "tanh"), torch.tensor(soft), rtol=1e-5)
 
 
+def test_our_gradient_at_the_bounds_does_not_depend_on_the_release_as_that_of_clamp_does():
+    """If this fails with a newer PyTorch, `clamp` has changed once more: correct the docstring of `ste`."""
+    w = torch.tensor([[-3.0, -1.0, -0.9, 0.0, 0.5, 1.0, 1.1, 0.5]])  # ternary levels -1, 0 and 1, as above
+    composed = w.clone().requires_grad_()
+    inside = composed.clamp(-1, 1)
+    (inside + (inside.round() - inside).detach()).sum().backward()
+    at_bounds = 1 if torch.__version__ < (2, 14) else 0
+    assert composed.grad.tolist() == [[0, at_bounds, 1, 1, 1, at_bounds, 0, 1]]
+    ours = gradient(w, make_format("ternary", bits=2, group_size=8), "clipped")
+    assert ours.tolist() == [[0, 1, 1, 1, 1, 1, 0, 1]]
+
+
+@pytest.mark.parametrize("name, bits", [case for case in ALL if "idempotent" in FORMATS[case[0]].promises])
+@given(w=weights())
+def test_weights_on_the_levels_keep_their_gradient_on_the_outermost_too(name, bits, w):
+    fmt = make_format(name, bits=bits, group_size=7)
+    on_levels = fmt.quantize(w).dequantize()
+    assert (gradient(on_levels, fmt, "clipped") == 1).all()
+
+
 def test_stretched_levels_reach_half_a_step_further():
     # seq at 2 bits: alpha = 1, outermost levels at -0.75 and 0.75; no weight of a group is beyond alpha
     w = torch.tensor([[-1.0, -0.75, -0.7, 0.0, 0.3, 0.75, 0.76, 1.0]])
@@ -116,6 +136,20 @@ def test_learned_scales_get_lsq_gradients(name, bits, seed, shrink):
     to_w, to_scale = slow_lsq(layer.weight.data, layer.scale.data, zero, fmt, upstream)
     assert torch.allclose(layer.weight.grad, to_w)
     assert torch.allclose(layer.scale.grad, to_scale, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_scales_at_inside_and_outside_the_outermost_levels():
+    # int-asym at 2 bits with scale 1 and zero point 1: levels -1, 0, 1, 2
+    w = torch.tensor([[-1.5, -1.0, -0.75, 0.0, 0.25, 1.75, 2.0, 2.5]])
+    layer = torch.nn.Linear(8, 1, bias=False)
+    layer.weight.data = w.clamp(-1, 2)
+    learn_scales(layer, make_format("int-asym", bits=2, group_size=8))
+    assert (layer.scale.item(), layer.zero.item()) == (1, 1)
+    layer.weight.data = w
+    layer(torch.eye(8)).sum().backward()
+    assert layer.weight.grad.tolist() == [[0, 1, 1, 1, 1, 1, 1, 0]]
+    slopes = [-1, -1 + 1, -1 + 0.75, 0, 0 - 0.25, 2 - 1.75, 2 - 2, 2]  # level, less the weight where it is inside
+    assert layer.scale.grad.item() == pytest.approx(sum(slopes) / math.sqrt(8 * 2))
 
 
 @pytest.mark.parametrize("name", LEARNABLE)

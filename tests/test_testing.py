@@ -1,21 +1,53 @@
-"""The suite for formats finds what it is for: each planted bug breaks the invariant that names it."""
+"""The suite for formats finds what it is for: bugs planted in a user's own quantizer break what names them.
+
+The quantizer is the whole example of ``test_user_quantizer.py``, as a user would copy it, with one piece of its source
+replaced.
+"""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-import torch
+from hypothesis import Phase, settings
 
-from bitdistiller.quant import fake_quantize, make_format
+from bitdistiller.quant import fake_quantize
 from bitdistiller.quant.int_asym import IntAsym
-from bitdistiller.quant.int_sym import IntSym
 from bitdistiller.testing import CONTRACT, PROMISES, FormatInvariants, check_format, invariants_of
-from bitdistiller.testing.invariants import EXTRAS
+from bitdistiller.testing.invariants import EXTRAS, fake_equals_real, gradient_passes_through
+
+EXAMPLE = Path(__file__).with_name("test_user_quantizer.py").read_text()
+TIES = (".round()", ".add(0.5).floor()")  # ties go up and no longer to the even level
+EVERY = (*CONTRACT, *PROMISES, "gradient", "fake-equals-real")
 
 
-def broken(fmt, fake=fake_quantize):
-    """Names of the invariants that some weights break."""
+@pytest.fixture(autouse=True)
+def unshrunk():
+    """Whether a bug is found is the question here, not the smallest weights that show it."""
+    profile = settings.get_current_profile_name()
+    found_first = settings(settings.get_profile(profile), phases=[Phase.explicit, Phase.generate], database=None)
+    settings.register_profile("unshrunk", found_first)
+    settings.load_profile("unshrunk")
+    yield
+    settings.load_profile(profile)
+
+
+def planted(*replacements):
+    """The example's quantizer, in groups of 8, and its function for training."""
+    source = EXAMPLE
+    for snippet, bug in replacements:
+        assert source.count(snippet) == 1, f"{snippet!r} is not in the example exactly once"
+        source = source.replace(snippet, bug)
+    names = {}
+    exec(compile(source, "planted", "exec"), names)
+    return names["PowersOfTwo"](group_size=8), names["straight_through"]
+
+
+def broken(fmt, fake, only=None):
+    """Names of the invariants that some weights break, of all or of one."""
     found = set()
     for name, run in invariants_of(fmt, fake):
+        if only not in (None, name):
+            continue
         try:
             run()
         except AssertionError:
@@ -23,48 +55,57 @@ def broken(fmt, fake=fake_quantize):
     return found
 
 
-@dataclass(frozen=True)
-class OffByOne(IntAsym):
-    """Clamps codes to 2^bits instead of 2^bits - 1, after a scale that is a little too small."""
-
-    def fit(self, low, high):
-        scale, zero = super().fit(low, high)
-        return (scale * 0.75).half().float(), zero
-
-    def encode(self, groups, scales):
-        scale, zero = scales
-        return (groups / scale.where(scale > 0, 1.0) + zero + 0.5).floor().clamp(0, 2**self.bits)
-
-
-@dataclass(frozen=True)
-class TiesUp(IntSym):
-    """Rounds ties up while it promises to treat both signs alike."""
-
-    def encode(self, groups, scales):
-        top = self.level_count // 2
-        return (groups / scales[0].where(scales[0] > 0, 1.0) + 0.5).floor().clamp(-top, top).add(top)
+@pytest.mark.parametrize("snippet, bug, names", [
+    pytest.param(".long() + 2", ".long() + 3", {*EVERY} - {"level-count"}, id="codes one above the range"),
+    pytest.param("clamp(-2, 2)", "clamp(-2, 1)", {"nearest", "half-step", "idempotent", "sign-equivariant"},
+                 id="top level never used"),
+    pytest.param(*TIES, {"sign-equivariant"}, id="other ties than promised"),
+    pytest.param("(w - w.detach())", "(w - w.detach()) * (w.abs() < w.abs().max())", {"gradient"},
+                 id="gradient killed at the bounds"),
+    pytest.param(".amax(-1)", ".amax((1, 2)).unsqueeze(1).expand(-1, groups.shape[1])", {"groups-do-not-leak"},
+                 id="one range for all groups of a row"),
+])  # fmt: skip
+def test_a_planted_bug_breaks_these_invariants_and_no_others(snippet, bug, names):
+    fmt, fake = planted((snippet, bug))
+    assert broken(fmt, fake) == names
+    with pytest.raises(AssertionError, match="PowersOfTwo-3bit-g8 breaks"):
+        check_format(fmt, fake)
 
 
-@dataclass(frozen=True)
-class TiesUpDeclared(TiesUp):
-    promises = IntSym.promises - {"sign-equivariant"}
+def test_other_ties_are_fine_when_declared():
+    declared = ("frozenset(PROMISES)", 'frozenset(PROMISES) - {"sign-equivariant"}')
+    check_format(*planted(declared, TIES))
+    assert broken(*planted(declared)) == {"not-sign-equivariant"}  # for it still keeps what it no longer promises
 
 
-@dataclass(frozen=True)
-class Leaking(IntAsym):
-    """Every group of a row gets the range of the whole row."""
+# For each invariant a bug that it has to find.
+BUGS = {
+    "codes-in-range": (".long() + 2", ".long() + 3"),
+    "values-in-codebook": ("self.codes.unsqueeze", "(4 - self.codes).unsqueeze"),
+    "level-count": ("promises = 3", "promises = 2"),
+    "finite": (".clamp(-largest, largest)", ""),
+    "dtype-and-shape-kept": (".to(self.dtype)", ".float()"),
+    "groups-do-not-leak": (".amax(-1)", ".amax(-1).amax().expand(groups.shape[:2])"),
+    "rows-permute": (".amax(-1)", ".amax(-1)[:1].expand(len(w), -1)"),
+    "groups-permute": (".amax(-1)", ".amax(-1).cummax(-1).values"),
+    "strides-do-not-matter": ("w.float()", "w.float().as_strided(w.shape, (w.shape[1], 1))"),
+    "deterministic": (".round()", ".add(torch.rand(()) - 0.5).round()"),
+    "idempotent": (".amax(-1)", ".mean(-1)"),
+    "nearest": (".round()", ".floor()"),
+    "half-step": (".ceil()", ".round()"),
+    "sign-equivariant": TIES,
+    "scale-equivariant": (".ceil()", ".ceil().clamp_max(8)"),
+    "monotone": (".clamp(-2, 2)", ".clamp(-2, 2).abs()"),
+    "zero-is-level": ("0, 0.5", "0.1, 0.5"),
+    "gradient": ("(w - w.detach())", "torch.nn.functional.hardtanh(w - w.detach(), 0, 0)"),
+    "fake-equals-real": ("quantize(w.detach())", "quantize(w.detach() * 2)"),
+    "not-monotone": ("frozenset(PROMISES)", 'frozenset(PROMISES) - {"monotone"}'),
+}
 
-    def fit_groups(self, groups):
-        return super().fit_groups(groups.flatten(1).unsqueeze(1).expand(-1, groups.shape[1], -1))
 
-
-@dataclass(frozen=True)
-class Truncating(IntAsym):
-    """Rounds down instead of to the nearest level."""
-
-    def encode(self, groups, scales):
-        scale, zero = scales
-        return (groups / scale.where(scale > 0, 1.0) + zero).floor().clamp(0, 2**self.bits - 1)
+@pytest.mark.parametrize("name", [*EVERY, "not-monotone"])
+def test_every_invariant_finds_its_bug(name):
+    assert broken(*planted(BUGS[name]), only=name) == {name}
 
 
 @dataclass(frozen=True)
@@ -78,38 +119,31 @@ class OtherRoundingInTraining(IntAsym):
 
 
 @dataclass(frozen=True)
-class TooModest(IntAsym):
-    promises = IntAsym.promises - {"monotone"}
+class TooFewBits(IntAsym):
+    """Packs its four codes as if they were three."""
+
+    code_bits = 8 / 5
 
 
-def gradient_killed_at_the_bounds(w, fmt):
-    """Straight-through by composition: weights on the outermost levels get no gradient."""
-    q = fmt.quantize(w.detach())
-    book = fmt.levels(q).repeat_interleave(fmt.group_size, 1)[:, : w.shape[1]]
-    inside = (w > book[..., 0]) & (w < book[..., -1])
-    return q.dequantize() + torch.where(inside, w - w.detach(), 0.0)
-
-
-@pytest.mark.parametrize("fmt, names", [
-    (OffByOne(2, 8), {"codes-in-range"}),
-    (TiesUp(2, 8), {"sign-equivariant"}),
-    (Leaking(2, 8), {"groups-do-not-leak"}),
-    (Truncating(2, 8), {"nearest"}),
-    (OtherRoundingInTraining(2, 8), {"fake-equals-real"}),
-    (TooModest(2, 8), {"not-monotone"}),
+@pytest.mark.parametrize("fmt, name", [
+    (OtherRoundingInTraining(2, 8), "fake-equals-real"), (TooFewBits(2, 8), "packing-is-lossless"),
 ])  # fmt: skip
-def test_planted_bugs_are_found(fmt, names):
-    assert names <= broken(fmt)
-    with pytest.raises(AssertionError, match="weights" if "not-monotone" in names else "breaks"):
-        check_format(fmt)
+@pytest.mark.parametrize("fake", [None, fake_quantize])
+def test_what_training_and_export_read_is_checked_in_formats_of_this_library(fmt, name, fake):
+    assert broken(fmt, fake) == {name}
 
 
-def test_a_gradient_killed_at_the_bounds_is_found_and_nothing_else():
-    assert broken(make_format("int-asym", bits=2, group_size=8), gradient_killed_at_the_bounds) == {"gradient"}
+def test_a_quantizer_that_fails_now_and_then_is_an_ordinary_failure():
+    calls = []
 
+    class Moody(IntAsym):
+        def quantize(self, w):
+            calls.append(w)
+            assert len(calls) % 3, "every third call fails"
+            return super().quantize(w)
 
-def test_other_ties_are_fine_when_declared():
-    assert broken(TiesUpDeclared(2, 8)) == set()
+    with pytest.raises(AssertionError, match="breaks codes-in-range, but not at every call with the same weights"):
+        check_format(Moody(2, 8))
 
 
 def test_an_unknown_promise_is_named():
@@ -120,8 +154,15 @@ def test_an_unknown_promise_is_named():
         check_format(Bold(2, 8))
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_what_is_no_format_is_named():
+    with pytest.raises(ValueError, match=r"<class .*IntAsym.* is no weight format, for it has no bits, group_size$"):
+        check_format(IntAsym)  # the class and not a value
+
+
 def test_every_check_says_what_it_checks():
-    for check in (*CONTRACT.values(), *PROMISES.values(), *(check for _, check in EXTRAS.values())):
+    extras = [check for _, check in EXTRAS.values()]
+    for check in (*CONTRACT.values(), *PROMISES.values(), *extras, fake_equals_real, gradient_passes_through):
         assert check.__doc__
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import torch
 
 from bitdistiller.config import Params, entry
+from bitdistiller.distill.student import load_student
 from bitdistiller.errors import UserError
 from bitdistiller.export.affine import export_compressed_tensors, export_gptq
 from bitdistiller.export.folder import DTYPES
 from bitdistiller.export.native import export_native
 from bitdistiller.export.verify import checkpoint_size, verify
-from bitdistiller.models import LoadedModel, load_model
-from bitdistiller.quant import Format, make_format
+from bitdistiller.quant import make_format
 
 CONTAINERS = {"native": export_native, "compressed-tensors": export_compressed_tensors, "gptq": export_gptq}
 _DEFAULT_DTYPE = {"native": "float32", "compressed-tensors": "float32", "gptq": "float16"}
@@ -45,7 +45,9 @@ def export_run(
     dtype = dtype or _DEFAULT_DTYPE[container]
     _choice("--dtype", dtype, DTYPES)
     torch.set_num_threads(params.threads)
-    student, fmt = load_student(name, params, artifacts)
+    quantizer = params.quantizers[entry(params.runs, "runs in params.yaml", name).quantizer]
+    fmt = make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size)
+    student = load_student(name, params, artifacts)
     folder = folder or artifacts / "export" / f"{name}-{container}"
     lines = [str(folder), f"{container}, {fmt.name}, {fmt.bits} bits, groups of {fmt.group_size}, others {dtype}"]
 
@@ -65,21 +67,6 @@ def export_run(
 
     CONTAINERS[container](student.model, student.tokenizer, fmt, folder, DTYPES[dtype], check)
     return lines
-
-
-def load_student(name: str, params: Params, artifacts: Path) -> tuple[LoadedModel, Format]:
-    """The trained student of a run, with its latent weights, and the format it was trained for.
-
-    Raises:
-        UserError: no such run, or it has not been trained.
-    """
-    run = entry(params.runs, "runs in params.yaml", name)
-    quantizer = params.quantizers[run.quantizer]
-    folder = artifacts / "students" / name
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist; train the student first with `bitdistiller train {name}`")
-    fmt = make_format(quantizer.format, bits=quantizer.bits, group_size=quantizer.group_size)
-    return load_model(str(folder)), fmt
 
 
 def _choice(option: str, given: str, choices: dict) -> None:

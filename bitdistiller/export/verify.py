@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from bitdistiller.errors import UserError
 from bitdistiller.export.folder import DTYPES, WEIGHTS
-from bitdistiller.quant import Format, bake, quantizable, quantize_model
+from bitdistiller.quant import Format, bake, is_quantized, quantizable, quantize_model
 
 ROUNDING = 1e-4  # of the greatest logit, in fp32
 PADDING = 0.03  # of the expected size
@@ -141,7 +141,7 @@ def verify(
     Args:
         container: ``native``, ``compressed-tensors`` or ``gptq``.
         folder: what was exported.
-        model: the student with its latent weights, which are replaced by low-bit ones on the way.
+        model: the student, fake-quantized or not; its latent weights are replaced by low-bit ones on the way.
         fmt: its format.
         dtype: of the export.
         python: interpreter of an environment that has the software.
@@ -153,7 +153,8 @@ def verify(
     found, version = _loaded_logits(container, folder, ids, python)
     dense = container != "gptq"
     same = dense and version == torch.__version__
-    quantize_model(model, fmt)
+    if not is_quantized(model):
+        quantize_model(model, fmt)
     bake(model)
     exact = wanted = reference_logits(model, dtype, ids, torch.float32, dense)
     explained = ROUNDING * exact.abs().max().item()

@@ -7,7 +7,7 @@ from bitdistiller.quant.format import Format, Quantized, RangeFormat
 from bitdistiller.quant.int_asym import IntAsym
 from bitdistiller.quant.int_sym import IntSym
 from bitdistiller.quant.learned import LearnedScaleLinear, learn_scales
-from bitdistiller.quant.model import bake, learned_tensors, load_learned, quantizable, quantize_model
+from bitdistiller.quant.model import bake, is_quantized, learned_tensors, load_learned, quantizable, quantize_model
 from bitdistiller.quant.nf_asym import NfAsym
 from bitdistiller.quant.pack import pack, unpack
 from bitdistiller.quant.seq import Seq, SeqTernary
@@ -41,6 +41,7 @@ __all__ = [
     "bake",
     "clip_weights",
     "fake_quantize",
+    "is_quantized",
     "learn_scales",
     "learned_tensors",
     "load_learned",

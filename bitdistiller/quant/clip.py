@@ -16,9 +16,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant.format import Format, RangeFormat, check_weights, group_range, split_groups
+from bitdistiller.quant.format import (
+    LARGEST,
+    Format,
+    RangeFormat,
+    check_group_size,
+    check_matrix,
+    check_weights,
+    group_range,
+    split_groups,
+    to_dtype,
+)
 
 SHRINKS = tuple(1 - 0.05 * step for step in range(10))  # 1.00, 0.95 ... 0.55
+_LARGEST_ACTIVATION = 1e15  # the Gram matrix holds squares
 _CHUNK_ELEMENTS = 2**18  # floats a temporary: 1 MiB, so that the passes of one candidate stay in cache
 
 
@@ -40,7 +51,7 @@ def search_clip(
 
     Args:
         w: weights of a Linear.
-        x: calibration activations, about 512 tokens.
+        x: calibration activations, about 512 tokens; of any floating-point dtype.
         fmt: the format to be used.
         symmetric: shrink both ends of a range alike, as AWQ's search does: ten candidates instead of a hundred.
 
@@ -48,36 +59,48 @@ def search_clip(
         Two (O, G) matrices, in fp32; ``clip_weights`` applies them.
 
     Raises:
-        UserError: shapes that do not fit, or a format without a range.
+        UserError: matrices with NaN or Inf, of integers, empty or on two devices, shapes that do not fit, or a format
+            without a range.
     """
     require_range(fmt)
     check_weights(w)
-    if w.ndim != 2 or x.ndim != 2 or x.shape[1] != w.shape[1] or len(x) == 0:
+    check_matrix(x, "the activation matrix", _LARGEST_ACTIVATION)
+    if x.shape[1] != w.shape[1]:
         raise UserError(f"search_clip takes w (out, in) and x (tokens, in), not {tuple(w.shape)} and {tuple(x.shape)}")
+    if x.device != w.device:
+        raise UserError(f"search_clip takes w and x on one device, not on {w.device} and {x.device}; move one of them")
+    with torch.autocast(w.device.type, enabled=False):  # which would multiply in 16 bits
+        return _search(w, x, fmt, symmetric)
+
+
+def _search(
+    w: Float[Tensor, "O I"], x: Float[Tensor, "T I"], fmt: RangeFormat, symmetric: bool
+) -> tuple[Tensor, Tensor]:
     bounds = []
     for groups, inputs in zip(*(split_groups(t.float(), fmt.group_size) for t in (w, x)), strict=True):
         inputs = inputs.transpose(0, 1)  # (G, T, n)
         gram = inputs.transpose(1, 2) @ inputs
         rows = max(1, _CHUNK_ELEMENTS // groups[0].numel())
-        parts = [
-            _search_groups(chunk.transpose(0, 1).contiguous(), gram, fmt, symmetric) for chunk in groups.split(rows)
-        ]
+        chunks = [chunk.transpose(0, 1).contiguous() for chunk in groups.split(rows)]
+        parts = [_search_groups(chunk, gram, fmt, w.dtype, symmetric) for chunk in chunks]
         bounds.append(tuple(torch.cat(side, dim=1).T for side in zip(*parts, strict=True)))
     low, high = (torch.cat(side, dim=1) for side in zip(*bounds, strict=True))
     return low, high
 
 
 def _search_groups(
-    groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"], fmt: RangeFormat, symmetric: bool
+    groups: Float[Tensor, "G O n"], gram: Float[Tensor, "G n n"], fmt: RangeFormat, dtype: torch.dtype, symmetric: bool
 ) -> tuple[Tensor, Tensor]:
     least, greatest = group_range(groups)
     best = torch.full_like(least, torch.inf)
     best_low, best_high = least.clone(), greatest.clone()
     for high_shrink in SHRINKS:
         for low_shrink in (high_shrink,) if symmetric else SHRINKS:
-            low, high = least * low_shrink, greatest * high_shrink
+            # in the dtype of the weights, which will have to hold them
+            low, high = to_dtype(least * low_shrink, dtype).float(), to_dtype(greatest * high_shrink, dtype).float()
             scales = fmt.fit(low, high)
-            difference = fmt.decode(fmt.encode(groups.clamp(low, high), scales), scales).sub_(groups)
+            values = fmt.decode(fmt.encode(groups.clamp(low, high), scales), scales)
+            difference = to_dtype(values, dtype).float().sub_(groups)
             error = (difference @ gram).mul_(difference).sum(dim=-1, keepdim=True)
             better = error < best
             best = torch.where(better, error, best)
@@ -92,10 +115,16 @@ def clip_weights(
     """``w`` with every group clamped to its bounds.
 
     Raises:
-        UserError: not one pair of bounds for each group.
+        UserError: weights that no format can quantize, or bounds that are not one pair for each group, in order.
     """
+    check_weights(w)
+    check_group_size(group_size)
     wanted = (len(w), -(-w.shape[1] // group_size))
-    if low.shape != wanted or high.shape != wanted:
-        raise UserError(f"bounds have shapes {tuple(low.shape)} and {tuple(high.shape)}; the groups of w need {wanted}")
-    spread = [bound.repeat_interleave(group_size, dim=1)[:, : w.shape[1]].to(w.dtype) for bound in (low, high)]
-    return torch.clamp(w, *spread)
+    for bound in (low, high):
+        check_matrix(bound, "a matrix of bounds", LARGEST)
+        if bound.shape != wanted:
+            raise UserError(f"a matrix of bounds has shape {tuple(bound.shape)}; the groups of w need {wanted}")
+    low, high = low.to(w), high.to(w)
+    if (low > high).any():
+        raise UserError("clip_weights takes lower bounds first, and those of some groups are above the upper ones")
+    return torch.clamp(w, *(bound.repeat_interleave(group_size, dim=1)[:, : w.shape[1]] for bound in (low, high)))

@@ -32,6 +32,7 @@ from bitdistiller.errors import UserError
 Scales = tuple[Tensor, ...]
 FP16_MAX = 65504.0
 LARGEST = 1e30  # weights above it would overflow fp32 in sums over a group
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,8 @@ class Format(ABC):
         if type(self.bits) is not int or self.bits not in self.supported_bits:
             low, high = self.supported_bits[0], self.supported_bits[-1]
             has = f"{low} to {high} bits" if low < high else f"{low} bit{'s' if low > 1 else ''}"
-            raise UserError(f"format {self.name} has {has}, not {self.bits}; change bits or the format")
-        if type(self.group_size) is not int or self.group_size < 1:
-            raise UserError(
-                f"format {self.name}: group size must be a whole number of at least 1, not {self.group_size}"
-            )
+            raise UserError(f"format {self.name} has {has}, not {self.bits!r}; change bits or the format")
+        check_group_size(self.group_size)
 
     # What a format defines; all work on the last dimension, which is one group.
 
@@ -138,11 +136,16 @@ class Format(ABC):
             part = tuple(s[:, start : start + count].unsqueeze(-1) for s in q.scales)
             parts.append(self.decode(codes, part).flatten(1))
             start += count
-        return _to_dtype(torch.cat(parts, dim=1), q.dtype)
+        return to_dtype(torch.cat(parts, dim=1), q.dtype)
 
     def round(self, w: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-        """``quantize(w).dequantize()`` without storing codes; no gradient (see ``fake_quantize``)."""
-        return _to_dtype(map_groups(self.round_groups, w.float(), self.group_size), w.dtype)
+        """``quantize(w).dequantize()`` without storing codes; no gradient (see ``fake_quantize``).
+
+        Raises:
+            UserError: what ``check_weights`` refuses.
+        """
+        check_weights(w)
+        return to_dtype(map_groups(self.round_groups, w.detach().float(), self.group_size), w.dtype)
 
     def round_groups(self, groups: Float[Tensor, "O G n"]) -> Float[Tensor, "O G n"]:
         """Low-bit values of whole groups."""
@@ -223,26 +226,54 @@ def to_half(scale: Tensor) -> Tensor:
     return scale.clamp(-FP16_MAX, FP16_MAX).to(torch.float16).float()
 
 
-def _to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Values in the dtype of the weights; a level beyond its range (fp16's ends at 65,504) becomes its last number."""
     limit = torch.finfo(dtype).max
     return (values.clamp(-limit, limit) if limit < torch.finfo(values.dtype).max else values).to(dtype)
 
 
-def check_weights(w: Tensor) -> None:
+def check_weights(w: object) -> None:
     """Refuse what no format can quantize.
 
     Raises:
-        UserError: not a matrix of floating-point numbers, an empty one, or NaN, Inf or numbers near the end of fp32.
+        UserError: not a dense floating-point matrix, an empty one, or NaN, Inf or numbers near the end of fp32.
     """
-    if not isinstance(w, Tensor) or w.ndim != 2 or not w.is_floating_point():
-        found = f"{w.dtype} of shape {tuple(w.shape)}" if isinstance(w, Tensor) else type(w).__name__
-        raise UserError(f"quantize takes a floating-point matrix (out, in), not {found}")
-    if w.numel() == 0:
-        raise UserError(f"quantize takes a matrix with weights, not one of shape {tuple(w.shape)}")
-    low, high = w.detach().aminmax()
-    if not (low >= -LARGEST and high <= LARGEST):  # one pass, since training asks at every step; NaN compares as False
+    check_matrix(w, "the weight matrix", LARGEST)
+
+
+def check_matrix(matrix: object, what: str, largest: float) -> None:
+    """Refuse what is no dense floating-point matrix, is empty, or holds NaN, Inf or magnitudes above ``largest``.
+
+    Raises:
+        UserError: a sentence that begins with ``what``.
+    """
+    dense = isinstance(matrix, Tensor) and matrix.layout == torch.strided and not matrix.is_meta
+    if not dense or matrix.ndim != 2 or matrix.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise UserError(f"{what} has to be a dense floating-point matrix ({names}), not {_described(matrix)}")
+    if matrix.numel() == 0:
+        raise UserError(f"{what} has to hold numbers, and one of shape {tuple(matrix.shape)} has none")
+    low, high = matrix.detach().aminmax()
+    largest = min(largest, torch.finfo(matrix.dtype).max)  # a greater number would become Inf in the comparison
+    if not (low >= -largest and high <= largest):  # one pass, since training asks at every step; NaN compares as False
         raise UserError(
-            f"the weight matrix of shape {tuple(w.shape)} holds NaN or Inf, or numbers above {LARGEST:g}; "
-            "nothing was quantized"
+            f"{what} of shape {tuple(matrix.shape)} holds NaN or Inf, or numbers above {largest:g}; "
+            "nothing was computed"
         )
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    layout = "" if value.layout == torch.strided else f" and layout {value.layout}"
+    return f"{value.dtype} of shape {tuple(value.shape)}{layout}{' without data' if value.is_meta else ''}"
+
+
+def check_group_size(group_size: object) -> None:
+    """Refuse a group size that is no whole number of at least 1.
+
+    Raises:
+        UserError: the number is below 1, or no number.
+    """
+    if type(group_size) is not int or group_size < 1:
+        raise UserError(f"group size must be a whole number of at least 1, not {group_size!r}")

@@ -66,6 +66,11 @@ def quantize_model(model: nn.Module, fmt: Format, estimator: str = PASS_THROUGH,
     return sum(layer.weight.numel() for layer in layers.values())
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether layers of the model are fake-quantized, with fitted or learned scales."""
+    return any(isinstance(layer, FakeQuantLinear | LearnedScaleLinear) for layer in model.modules())
+
+
 @torch.no_grad()
 def bake(model: nn.Module) -> None:
     """Replace latent weights by their low-bit values for good, so that inference quantizes nothing any more."""

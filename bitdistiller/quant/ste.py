@@ -12,7 +12,8 @@ becomes that of its latent weight, times a factor that depends on where the weig
 
 The backward pass is written out instead of composed from ``round`` and ``clamp``: what a composition does at the
 outermost levels depends on the gradient that a PyTorch release gives ``clamp`` at its bounds, and there is where
-clipping puts many weights.
+clipping puts many weights. It was 1 until PyTorch 2.13 and is 0 since 2.14 (pytorch/pytorch#195931): the same code,
+trained with a newer release, would leave every weight on an outermost level where it is.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bitdistiller.errors import UserError
-from bitdistiller.quant.format import Format, check_weights, map_groups
+from bitdistiller.quant.format import Format, map_groups
 
 PASS_THROUGH = "pass-through"
 
@@ -45,10 +46,10 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, w: Tensor, fmt: Format, estimator: str) -> Tensor:
-        ctx.factor = None
+        ctx.factor, values = None, fmt.round(w)
         if estimator != PASS_THROUGH:
             ctx.factor = map_groups(lambda groups: _factor(groups, fmt, estimator), w.float(), fmt.group_size)
-        return fmt.round(w)
+        return values
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -70,7 +71,6 @@ def fake_quantize(w: Float[Tensor, "O I"], fmt: Format, estimator: str = PASS_TH
     Raises:
         UserError: an estimator of another name, or weights that ``quantize`` refuses.
     """
-    check_weights(w)
     if estimator not in ESTIMATORS:
         raise UserError(f"unknown straight-through estimator {estimator!r}: choose one of {', '.join(ESTIMATORS)}")
     return _StraightThrough.apply(w, fmt, estimator)

@@ -9,7 +9,7 @@ A format is any object with ``bits``, ``group_size``, ``promises``, ``quantize(w
 gives an object with ``codes`` and ``dequantize()``: a subclass of ``bitdistiller.quant.Format`` or your own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -127,17 +127,17 @@ def groups_permute(fmt: WeightFormat, w: Tensor) -> None:
         assert torch.equal(values(fmt, part[:, order]), values(fmt, part)[:, order]), "the order of groups matters"
 
 
+def strides_do_not_matter(fmt: WeightFormat, w: Tensor) -> None:
+    """The same weights in another order in memory give the same values."""
+    columns_first = w.T.contiguous().T
+    assert torch.equal(values(fmt, columns_first), values(fmt, w)), "weights stored by columns gave other values"
+
+
 def deterministic(fmt: WeightFormat, w: Tensor) -> None:
     """The same weights give the same values, and are not changed."""
     before = w.clone()
     assert torch.equal(values(fmt, w), values(fmt, w)), "two calls gave different values"
     assert torch.equal(w, before), "quantize changed its argument"
-
-
-def fake_equals_real(fmt: WeightFormat, w: Tensor) -> None:
-    """What training reads (``round``) is ``dequantize(quantize(w))``, bit for bit, in every dtype."""
-    for given in in_every_dtype(w):
-        assert torch.equal(fmt.round(given), values(fmt, given)), "round(w) differs from quantize(w).dequantize()"
 
 
 def packing_is_lossless(fmt: WeightFormat, w: Tensor) -> None:
@@ -157,11 +157,11 @@ CONTRACT: dict[str, Check] = {
     "groups-do-not-leak": groups_do_not_leak,
     "rows-permute": rows_permute,
     "groups-permute": groups_permute,
+    "strides-do-not-matter": strides_do_not_matter,
     "deterministic": deterministic,
 }
-# For formats that training and export use: subclasses of ``bitdistiller.quant.Format``, and others with these methods.
+# For formats that export uses: subclasses of ``bitdistiller.quant.Format``, and others with these attributes.
 EXTRAS: dict[str, tuple[tuple[str, ...], Check]] = {
-    "fake-equals-real": (("round",), fake_equals_real),
     "packing-is-lossless": (("code_bits", "level_count"), packing_is_lossless),
 }
 
@@ -241,7 +241,18 @@ PROMISES: dict[str, Check] = {
 }
 
 
+# Training.
+
 FakeQuantize = Callable[[Tensor, WeightFormat], Tensor]
+
+
+def fake_equals_real(reads: Sequence[FakeQuantize], fmt: WeightFormat, w: Tensor) -> None:
+    """What training reads (``round``, ``fake_quantize``) is ``quantize(w).dequantize()``, bit for bit, in any dtype."""
+    for given in in_every_dtype(w):
+        for read in reads:
+            assert torch.equal(read(given, fmt), values(fmt, given)), (
+                f"the {given.dtype} values that training reads differ from quantize(w).dequantize()"
+            )
 
 
 def gradient_passes_through(fake_quantize: FakeQuantize, fmt: WeightFormat, w: Tensor) -> None:
