@@ -56,18 +56,18 @@ def cases(draw):
     return w, x, make_format(name, bits=bits, group_size=draw(st.sampled_from([4, 7])))
 
 
-@given(cases())
-def test_finds_what_the_slow_twin_finds(case):
+@given(cases(), st.booleans())
+def test_finds_what_the_slow_twin_finds(case, symmetric):
     w, x, fmt = case
-    clipped = clip_weights(w, *search_clip(w, x, fmt), fmt.group_size)
-    found, best = group_errors(w, clipped, x, fmt), slow_search(w, x, fmt)
+    clipped = clip_weights(w, *search_clip(w, x, fmt, symmetric), fmt.group_size)
+    found, best = group_errors(w, clipped, x, fmt), slow_search(w, x, fmt, symmetric)
     assert torch.allclose(found, best, rtol=1e-3, atol=1e-6 * x.square().sum().item())
 
 
-@given(cases())
-def test_never_worse_than_no_clipping(case):
+@given(cases(), st.booleans())
+def test_never_worse_than_no_clipping(case, symmetric):
     w, x, fmt = case
-    clipped = clip_weights(w, *search_clip(w, x, fmt), fmt.group_size)
+    clipped = clip_weights(w, *search_clip(w, x, fmt, symmetric), fmt.group_size)
     slack = 1e-6 * x.square().sum().item()
     assert (group_errors(w, clipped, x, fmt) <= group_errors(w, w, x, fmt) * (1 + 1e-4) + slack).all()
 
@@ -88,6 +88,13 @@ def test_bounds_are_on_the_grid_and_ragged_groups_have_their_own():
     shrink = high[:, 2] / w[:, 8:].amax(1)
     positive = w[:, 8:].amax(1) > 0
     assert all(min(abs(s - g) for g in SHRINKS) < 1e-6 for s in shrink[positive].tolist())
+
+
+def test_symmetric_clipping_shrinks_both_ends_alike():
+    torch.manual_seed(0)
+    w, x = torch.randn(6, 8), torch.randn(16, 8)
+    low, high = search_clip(w, x, make_format("int-asym", bits=2, group_size=8), symmetric=True)
+    assert torch.allclose(low[:, 0] / w.amin(1), high[:, 0] / w.amax(1)) and (high[:, 0] < w.amax(1)).any()
 
 
 def test_formats_without_a_range_are_refused():
