@@ -39,7 +39,7 @@ help: ## list the targets
 reproduce: $(READY) ## run the pipeline of a scale and print its verdicts (SCALE=micro, laptop or paper)
 	.venv/bin/bitdistiller fetch
 	@cd $(FOLDER) && bitdistiller check
-	.venv/bin/dvc repro $(FOLDER)/dvc.yaml
+	@cd $(FOLDER) && bitdistiller reproduce
 	@cd $(FOLDER) && bitdistiller verdicts
 
 report: $(READY) ## redraw tables, figures and report of a scale from its committed results
