@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 SCALE ?= micro
+SEEDS ?= 1
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.installed
 
@@ -15,6 +16,9 @@ FOLDER_micro := .
 FOLDER_laptop := profiles/laptop
 FOLDER_paper := profiles/paper
 FOLDER := $(FOLDER_$(SCALE))
+ifneq ($(SEEDS),1)
+FOLDER := $(FOLDER)/profiles/seeds-$(SEEDS)
+endif
 ifeq ($(FOLDER),)
 $(error SCALE=$(SCALE) is not a scale; choose micro, laptop or paper)
 endif
@@ -36,10 +40,13 @@ PYTEST := .venv/bin/pytest -n logical --maxprocesses 4 --dist loadscope
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-reproduce: $(READY) ## run the pipeline of a scale and print its verdicts (SCALE=micro, laptop or paper)
+reproduce: $(READY) ## run the pipeline of a scale and print its verdicts (SCALE=micro, laptop or paper; SEEDS=3)
 	.venv/bin/bitdistiller fetch
+ifneq ($(SEEDS),1)
+	@cd $(FOLDER_$(SCALE)) && bitdistiller seeds $(SEEDS)
+endif
 	@cd $(FOLDER) && bitdistiller check
-	.venv/bin/dvc repro $(FOLDER)/dvc.yaml
+	@cd $(FOLDER) && bitdistiller reproduce
 	@cd $(FOLDER) && bitdistiller verdicts
 
 report: $(READY) ## redraw tables, figures and report of a scale from its committed results

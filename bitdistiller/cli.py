@@ -62,6 +62,23 @@ def check(params: ParamsPath = DEFAULT_PARAMS) -> None:
 
 
 @app.command()
+def reproduce(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages, as `dvc repro` takes them.", show_default="all of this folder")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", "-j", min=1, help="Stages at a time.", show_default="cores / threads; 1 with a GPU"),
+    ] = None,
+    cold: Annotated[bool, typer.Option("--cold", help="Let every stage import everything itself.")] = False,
+) -> None:
+    """Run every stage that is not up to date, as `dvc repro` does, only faster."""
+    from bitdistiller.reproduce import reproduce as reproduce_stages
+
+    reproduce_stages(targets or [], jobs, cold)
+
+
+@app.command()
 def text(
     name: Annotated[str, typer.Argument(help="Entry under `training_text` or `student_text`.")],
     params: ParamsPath = DEFAULT_PARAMS,
