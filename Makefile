@@ -16,11 +16,11 @@ FOLDER_micro := .
 FOLDER_laptop := profiles/laptop
 FOLDER_paper := profiles/paper
 FOLDER := $(FOLDER_$(SCALE))
-ifneq ($(SEEDS),1)
-FOLDER := $(FOLDER)/profiles/seeds-$(SEEDS)
-endif
 ifeq ($(FOLDER),)
 $(error SCALE=$(SCALE) is not a scale; choose micro, laptop or paper)
+endif
+ifneq ($(SEEDS),1)
+FOLDER := $(FOLDER)/profiles/seeds-$(SEEDS)
 endif
 
 # DVC's stages call `bitdistiller`, so the environment comes first on the path. Only the paper scale needs the hub.
