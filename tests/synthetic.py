@@ -1,7 +1,13 @@
-"""Synthetic results with known truth: what the evaluation and training stages would have written."""
+"""Synthetic results with known truth: what the evaluation and training stages would have written.
 
+``write_study`` writes everything that one study reads. Its conditions and runs come from a parameter file; what each
+condition really is comes from ``default_truth`` (by the bits of the run behind it) and from overrides by label.
+"""
+
+import re
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +21,7 @@ from bitdistiller.results import (
     Environment,
     RunScores,
     Score,
+    TeacherRecord,
     TrainingRecord,
     write_items,
 )
@@ -35,23 +42,60 @@ ENVIRONMENT = Environment(
 
 @dataclass(frozen=True)
 class Truth:
-    """What one condition really is: mean accuracy, perplexity, and how far its seeds scatter around both."""
+    """What one condition really is.
+
+    Attributes:
+        accuracy: mean over tasks.
+        seed_spread: how far seeds scatter around accuracy and log perplexity.
+        kl, agreement: distance to the full-precision original.
+        scatter: how far a run is from others item by item, without its means being moved.
+        scores, training: fields of its ``RunScores`` and ``TrainingRecord`` that a study reads besides.
+    """
 
     accuracy: float
     perplexity: float
     seed_spread: float = 0.005
+    kl: float = 0.3
+    agreement: float = 0.7
+    scatter: float = 0.05
+    scores: Mapping = field(default_factory=dict)
+    training: Mapping = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """A teacher's gammas over one data set: without padding, and by which share padding lowers them.
+
+    ``spread`` is how far data sets scatter around that share.
+    """
+
+    label: float = 0.4
+    max: float = 0.5
+    raised: float = 0.0554
+    spread: float = 0.005
+    padding: float = 0.05
 
 
 def make_items(
-    truth: Truth, seed: int, questions: int, chance: Mapping[str, float], documents: int, gain: float
+    truth: Truth,
+    seed: int,
+    questions: int,
+    chance: Mapping[str, float],
+    documents: int,
+    gain: float,
+    perplexity: str = PERPLEXITY,
 ) -> pd.DataFrame:
-    """Items of one run. Difficulties are shared by all runs, so that pairing has something to gain."""
+    """Items of one run. Difficulties are shared by all runs, so that pairing has something to gain.
+
+    Args:
+        perplexity: name of the held-out text.
+    """
     shared, own = np.random.default_rng(0), np.random.default_rng(seed)
     wobble = own.normal(scale=truth.seed_spread)
     frames = []
     for task, level in chance.items():
         place = np.argsort(np.argsort(shared.random(questions))) / questions
-        place = (place + own.normal(scale=0.05, size=questions)) % 1
+        place = (place + own.normal(scale=truth.scatter, size=questions)) % 1
         score = level + (truth.accuracy - gain) + wobble
         frames.append(
             pd.DataFrame(
@@ -67,11 +111,11 @@ def make_items(
     tokens = shared.integers(100, 300, documents)
     hardness = shared.normal(scale=0.3, size=documents)
     level = np.log(truth.perplexity) + wobble + hardness - np.average(hardness, weights=tokens)
-    nll = tokens * (level + own.normal(scale=0.05, size=documents))
+    nll = tokens * (level + own.normal(scale=truth.scatter, size=documents))
     frames.append(
         pd.DataFrame(
             {
-                "task": PERPLEXITY,
+                "task": perplexity,
                 "item": [f"d{i}" for i in range(documents)],
                 "metric": "nll",
                 "value": nll,
@@ -80,6 +124,29 @@ def make_items(
         )
     )
     return pd.concat(frames, ignore_index=True)
+
+
+def choice_items(items: pd.DataFrame, chance: Mapping[str, float]) -> pd.DataFrame:
+    """The answers behind right and wrong; a question's wrong answer is the same one in every run."""
+    frames = []
+    for task, answers in items[items["metric"] == "acc"].groupby("task", sort=False):
+        options = round(1 / chance[task])
+        right = np.random.default_rng(len(answers)).integers(options, size=len(answers))
+        frames.append(answers.assign(metric="choice", value=(right + 1 - answers["value"]) % options))
+    return pd.concat(frames)
+
+
+def distance_items(items: pd.DataFrame, truth: Truth, seed: int) -> pd.DataFrame:
+    """KL to the full-precision original and top-1 agreement with it, on the documents of ``items``."""
+    documents = items[items["metric"] == "nll"]
+    noise = np.random.default_rng([seed, 1]).normal(scale=truth.scatter, size=(2, len(documents)))
+    kl, agreement = truth.kl * np.exp(noise[0]), np.clip(truth.agreement + noise[1], 0, 1)
+    return pd.concat(
+        [
+            documents.assign(metric="kl", value=documents["weight"] * kl),
+            documents.assign(metric="agreement", value=documents["weight"] * agreement),
+        ]
+    )
 
 
 def make_scores(run: str, model: str, bits: float, items: pd.DataFrame, chance: Mapping[str, float]) -> RunScores:
@@ -155,15 +222,25 @@ def write_run(
     chance: Mapping[str, float] | None = None,
     documents: int = 60,
     model: str = "micro-3m",
+    original: bool = False,
+    perplexity: str = PERPLEXITY,
 ) -> None:
-    """Write one run's folder. Accuracies of tasks of different chance share their gain over it."""
+    """Write one run's folder. Accuracies of tasks of different chance share their gain over it.
+
+    Args:
+        original: full precision, which is not compared with itself.
+        perplexity: name of the held-out text.
+    """
     chance = chance or {"continuation": 0.25}
-    items = make_items(truth, seed, questions, chance, documents, gain)
+    items = make_items(truth, seed, questions, chance, documents, gain, perplexity)
     folder = results / "runs" / run
-    make_scores(run, model, bits, items, chance).write(folder / "scores.json")
-    write_items(items, folder / "items.csv")
+    scores = make_scores(run, model, bits, items, chance).model_dump() | dict(truth.scores)
+    RunScores.model_validate(scores).write(folder / "scores.json")
+    beside = [choice_items(items, chance)] + ([] if original else [distance_items(items, truth, seed)])
+    write_items(pd.concat([items, *beside]), folder / "items.csv")
     if trained:
-        make_training(run, truth).write(folder / "train.json")
+        training = make_training(run, truth).model_dump() | dict(truth.training)
+        TrainingRecord.model_validate(training).write(folder / "train.json")
 
 
 GOOD = {
@@ -198,7 +275,7 @@ def bit_scaling_runs(
         "documents": documents,
         "gain": sum(chance.values()) / len(chance),
     }
-    write_run(results, "micro-full", truths["full"], 16, 100, trained=False, **shape)
+    write_run(results, "micro-full", truths["full"], 16, 100, trained=False, original=True, **shape)
     for seed in range(seeds):
         for bits in (3, 2, 1):
             write_run(results, f"micro-int{bits}-s{seed}", truths[bits], bits, 10 * bits + seed, trained=True, **shape)
@@ -206,6 +283,114 @@ def bit_scaling_runs(
         write_run(results, f"micro-random-s{seed}", truths["random"], 16, 50 + seed, trained=False, **shape)
         section["random"].append(f"micro-random-s{seed}")
     return section
+
+
+RANDOM_WEIGHTS = Truth(0.25, 4000.0, kl=6.0, agreement=0.02)
+BY_BITS = {
+    16: Truth(0.60, 30.0),
+    4: Truth(0.59, 31.0, kl=0.03, agreement=0.95),
+    3: Truth(0.56, 34.0, kl=0.1, agreement=0.85),
+    2: Truth(0.50, 42.0, kl=0.3, agreement=0.7),
+    1: Truth(0.30, 700.0, kl=2.0, agreement=0.2),
+}
+STEADY = {"seed_spread": 0.0, "scatter": 0.005}
+
+
+def default_truth(params: Params, run: str) -> Truth:
+    """What a run is unless told otherwise: like every other of its bits, and almost without noise."""
+    baseline = params.baselines.get(run)
+    if baseline:
+        return replace(RANDOM_WEIGHTS if baseline.weights == "random" else BY_BITS[16], **STEADY)
+    return replace(BY_BITS[_quantizer(params, run).bits], **STEADY)
+
+
+def _quantizer(params: Params, run: str):
+    return params.quantizers[(params.runs.get(run) or params.ptq[run]).quantizer]
+
+
+def write_study(
+    results: Path,
+    params: Params,
+    chosen: StudyParams,
+    overrides: Mapping[str, Mapping] | None = None,
+    questions: int = 600,
+    documents: int = 60,
+) -> None:
+    """Write what a study reads, by its own parameters: folders of its runs, records of its teachers.
+
+    Args:
+        overrides: fields of ``Truth`` by condition, or of ``Confidence`` by data set; ``students`` and ``teachers``
+            stand for all of either, and a name of its own wins.
+
+    Raises:
+        ValueError: an override that names no condition or data set, or a run that is to be two things at once.
+    """
+    overrides, conditions = overrides or {}, chosen.conditions()
+    if unknown := set(overrides) - {*conditions, *chosen.teachers, "students", "teachers"}:
+        raise ValueError(f"the study has no condition or teacher {', '.join(sorted(unknown))}")
+    truths: dict[str, Truth] = {}
+    for condition, runs in conditions.items():
+        common = {} if condition in chosen.full else overrides.get("students", {})
+        for run in runs:
+            truth = replace(default_truth(params, run), **(common | overrides.get(condition, {})))
+            if truths.setdefault(run, truth) != truth:
+                raise ValueError(f"{run} stands under {condition} and another condition; override both alike")
+    for run, truth in truths.items():
+        _write_params_run(results, params, run, truth, questions, documents, chosen.perplexity)
+    for name in chosen.teachers:
+        truth = replace(_default_confidence(params, name), **(overrides.get("teachers", {}) | overrides.get(name, {})))
+        make_teacher(name, params.data[name].teacher, truth).write(results / "teachers" / f"{name}.json")
+
+
+def _write_params_run(
+    results: Path, params: Params, run: str, truth: Truth, questions: int, documents: int, perplexity: str | None
+) -> None:
+    """A run of a parameter file: its model, its bits, and the tasks and the text on which it is scored there."""
+    baseline = params.baselines.get(run)
+    model = baseline.model if baseline else _quantizer(params, run).model
+    millions = re.search(r"(\d+)m\b", model)
+    size = 1_000_000 * int(millions.group(1) if millions else 1000)
+    sizes = {"parameters": size, "quantized_parameters": 0 if baseline else 3 * size // 4}
+    write_run(
+        results,
+        run,
+        replace(truth, scores=sizes | dict(truth.scores)),
+        bits=16 if baseline else _quantizer(params, run).bits,
+        seed=zlib.crc32(run.encode()),
+        trained=run in params.runs,
+        gain=0.25,
+        questions=questions,
+        chance=dict.fromkeys(params.evaluation.tasks, 0.25),
+        documents=documents,
+        model=model,
+        original=baseline is not None and baseline.weights == "pretrained",
+        perplexity=perplexity or next(iter(params.evaluation.perplexity)),
+    )
+
+
+def _default_confidence(params: Params, name: str) -> Confidence:
+    """Corpus text comes in full blocks, so it has no padding."""
+    padded = params.texts[params.data[name].training_text].sequences > 0
+    return Confidence() if padded else Confidence(raised=0.0, spread=0.0, padding=0.0)
+
+
+def make_teacher(name: str, teacher: str, truth: Confidence) -> TeacherRecord:
+    noise = np.random.default_rng(zlib.crc32(name.encode())).normal(scale=truth.spread, size=2)
+    label, largest = 1 + truth.raised + noise
+    return TeacherRecord(
+        teacher=teacher,
+        teacher_origin=f"{teacher} is synthetic and was never trained.",
+        gammas={
+            "label": truth.label,
+            "max": truth.max,
+            "label-with-padding": truth.label / label,
+            "max-with-padding": truth.max / largest,
+        },
+        tokens=100_000,
+        padding=truth.padding,
+        dtype="torch.bfloat16",
+        text_sha256="ab" * 32,
+    )
 
 
 def make_params(section: dict | None, scale: str = "micro", root: Path = ROOT, study: str = "bit_scaling") -> Params:

@@ -1,0 +1,266 @@
+"""Every claim of every study, driven to each of its outcomes by synthetic results.
+
+``CASES`` says for every claim what has to be true of which condition so that the claim is supported, contradicted and
+undecided: overrides of ``Truth`` by the labels of conditions, of ``Confidence`` by data sets (``synthetic.write_study``
+says what may stand there). What is not overridden follows from the study's own part of ``params.yaml``. The outcome is
+the one the report would print: from files, through the real schema, all claims of the study corrected together.
+
+A new study needs its lines in ``CASES``; the first test says so until they are there.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from bitdistiller.analysis.study import Results, judge, load_results, load_study, run_study, study_names, study_params
+from bitdistiller.analysis.verdict import JudgedClaim, family_wise
+from bitdistiller.config import Params, load_params
+from bitdistiller.errors import UserError
+from bitdistiller.report.figures import comparison_figures, training_curves
+from tests.synthetic import ROOT, write_study
+
+OUTCOMES = ("supported", "contradicted", "undecided")
+SCALES = {"micro": ROOT, "laptop": ROOT / "profiles" / "laptop", "paper": ROOT / "profiles" / "paper"}
+PUBLISHED = ROOT / "reports" / "published"
+
+NOISY = {"scatter": 0.4}
+NEITHER = {"students": NOISY}  # all students of equal bits alike, and too noisy to tell
+
+
+def by_bits(steps: dict[str, tuple[float, float]]) -> dict[str, dict]:
+    return {label: {"accuracy": accuracy, "perplexity": ppl} for label, (accuracy, ppl) in steps.items()}
+
+
+STEEP = by_bits({"3 bits": (0.53, 34.0), "2 bits": (0.46, 45.0), "1 bit": (0.25, 1500.0)})
+
+CASES: dict[str, dict[str, dict[str, dict]]] = {
+    "bit_scaling": {
+        "monotone": {
+            "supported": STEEP,
+            "contradicted": STEEP | {"3 bits": {"accuracy": 0.4}},
+            "undecided": STEEP | {"3 bits": {"accuracy": 0.60}},
+        },
+        "keeps-most": {
+            "supported": STEEP | {"2 bits": {"accuracy": 0.52}},
+            "contradicted": STEEP | {"2 bits": {"accuracy": 0.30}},
+            "undecided": STEEP | {"2 bits": {"accuracy": 0.43}},
+        },
+        "one-bit-chance": {
+            "supported": STEEP | {"1 bit": {"accuracy": 0.25}},
+            "contradicted": STEEP | {"1 bit": {"accuracy": 0.35}},
+            "undecided": STEEP | {"full precision": {"accuracy": 0.33}, "1 bit": {"accuracy": 0.25}},
+        },
+        "one-bit-perplexity": {
+            "supported": STEEP,
+            "contradicted": STEEP | {"1 bit": {"perplexity": 300.0}},
+            "undecided": STEEP | {"1 bit": {"perplexity": 450.0, "scatter": 0.4}},
+        },
+    },
+    "objectives": {
+        "ends-better": {
+            "supported": {"CAKLD": {"perplexity": 36.0}},
+            "contradicted": {"CAKLD": {"perplexity": 36.0}, "JSD": {"perplexity": 33.0}},
+            "undecided": {"CAKLD": {"perplexity": 36.0}, "JSD": {"perplexity": 36.0, **NOISY}},
+        },
+        "converges-faster": {
+            "supported": {"CAKLD": {"kl": 0.2}},
+            "contradicted": {"CAKLD": {"kl": 0.2}, "TSLD": {"kl": 0.1}},
+            "undecided": {"CAKLD": {"kl": 0.2}, "TSLD": {"kl": 0.2, **NOISY}},
+        },
+    },
+    "teacher_size": {
+        "no-gain": {
+            "supported": {},
+            "contradicted": {"small by large": {"accuracy": 0.58}},
+            "undecided": NEITHER,
+        },
+        "larger-lowers-perplexity": {
+            "supported": {f"{pair} by large": {"perplexity": 36.0} for pair in ("small", "medium")}
+            | {"small by medium": {"perplexity": 38.0}},
+            "contradicted": {f"{pair} by large": {"perplexity": 46.0} for pair in ("small", "medium")},
+            "undecided": NEITHER,
+        },
+    },
+    "vocabulary_mismatch": {
+        "perplexity-collapses": {
+            "supported": {"another vocabulary": {"perplexity": 50_000.0}},
+            "contradicted": {"another vocabulary": {"perplexity": 90.0}},
+            "undecided": {"another vocabulary": {"perplexity": 430.0, **NOISY}},
+        },
+        "accuracy-collapses": {
+            "supported": {"another vocabulary": {"accuracy": 0.25}},
+            "contradicted": {"another vocabulary": {"accuracy": 0.45}},
+            "undecided": {"another vocabulary": {"accuracy": 0.34}},
+        },
+    },
+    "teacher_data": {
+        "teacher-generated-best": {
+            "supported": {"text by the teacher": {"perplexity": 38.0}},
+            "contradicted": {"text by the teacher": {"perplexity": 38.0}, "corpus text": {"perplexity": 35.0}},
+            "undecided": NEITHER,
+        },
+        "larger-text-lowers-perplexity": {
+            "supported": {f"text by a {size} model": {"perplexity": 36.0} for size in ("medium", "large")},
+            "contradicted": {"text by a large model": {"perplexity": 45.0}},
+            "undecided": {"text by a large model": {"perplexity": 36.0}, "text by a medium model": NOISY},
+        },
+    },
+    "gamma_masking": {
+        "raises-gamma": {
+            "supported": {},
+            "contradicted": {"teachers": {"raised": -0.03}},
+            "undecided": {"teachers": {"raised": 0.0}},
+        },
+        "by-the-printed-percentage": {
+            "supported": {},
+            "contradicted": {"teachers": {"raised": 0.12}},
+            "undecided": {"teachers": {"spread": 0.08}},
+        },
+        "no-difference-to-the-student": {
+            "supported": {},
+            "contradicted": {"label probability, with padding": {"perplexity": 50.0}},
+            "undecided": {"label probability, with padding": NOISY},
+        },
+    },
+    "kd_temperature": {
+        "temperature-makes-no-difference": {
+            "supported": {},
+            "contradicted": {"CE + CAKLD, T = 20": {"accuracy": 0.4}},
+            "undecided": {"CE + CAKLD, T = 5": NOISY},
+        },
+        "cross-entropy-makes-no-difference": {
+            "supported": {},
+            "contradicted": {"CAKLD alone": {"perplexity": 36.0}},
+            "undecided": {"CAKLD alone": NOISY},
+        },
+    },
+    "group_size": {
+        "smaller-lowers-perplexity": {
+            "supported": {"1 bit, groups of 32": {"perplexity": 400.0}, "1 bit, groups of 128": {"perplexity": 1500.0}},
+            "contradicted": {"1 bit, groups of 32": {"perplexity": 900.0}},
+            "undecided": {"1 bit, groups of 32": {"perplexity": 400.0}, "1 bit, groups of 128": NOISY},
+        },
+        "accuracy-does-not-rise": {
+            "supported": {},
+            "contradicted": {"1 bit, groups of 32": {"accuracy": 0.4}},
+            "undecided": NEITHER,
+        },
+    },
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imports_out_of_the_collector() -> Iterator[None]:
+    """Holm's correction in statsmodels collects garbage; over all that torch imports, that is most of a test here."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@cache
+def scale(name: str) -> Params:
+    return load_params(SCALES[name] / "params.yaml")
+
+
+def synthetic(study_name: str, folder: Path, overrides: dict | None = None, scale_name: str = "micro"):
+    """The study, and its results as if the overrides were true."""
+    params = scale(scale_name)
+    study = load_study(study_name, ROOT / "studies")
+    chosen = study_params(study, params)
+    write_study(folder, params, chosen, overrides)
+    return study, load_results(chosen, folder, PUBLISHED)
+
+
+def judged(study, results: Results) -> dict[str, JudgedClaim]:
+    return {claim.id: claim for claim in family_wise([judge(claim, results) for claim in study.claims])}
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory) -> Callable[..., dict[str, JudgedClaim]]:
+    """A study's judged claims under some overrides; cases that share these are computed once."""
+    found = {}
+
+    def of(name: str, overrides: dict | None = None, scale_name: str = "micro") -> dict[str, JudgedClaim]:
+        key = repr((name, overrides or {}, scale_name))
+        if key not in found:
+            found[key] = judged(*synthetic(name, tmp_path_factory.mktemp(name), overrides, scale_name))
+        return found[key]
+
+    return of
+
+
+@pytest.mark.parametrize("name", study_names(ROOT / "studies"))
+def test_every_claim_of_every_study_has_a_case_for_each_outcome(name):
+    assert name in scale("micro").studies, f"studies/{name}.py has no part under `studies` in params.yaml"
+    cases = CASES.get(name, {})
+    claims = [claim.id for claim in load_study(name, ROOT / "studies").claims]
+    missing = [f"{claim} {outcome}" for claim in claims for outcome in OUTCOMES if outcome not in cases.get(claim, {})]
+    assert not missing, f"CASES[{name!r}] in {__file__} lacks: {', '.join(missing)}"
+    assert set(cases) <= set(claims), f"CASES[{name!r}] has claims that studies/{name}.py has not"
+
+
+def test_no_case_is_of_a_study_that_is_gone():
+    assert set(CASES) <= set(study_names(ROOT / "studies"))
+
+
+@pytest.mark.parametrize(
+    ("name", "claim_id", "outcome"),
+    [(name, claim, outcome) for name, claims in CASES.items() for claim, cases in claims.items() for outcome in cases],
+)
+def test_every_claim_reaches_every_outcome(verdicts, name, claim_id, outcome):
+    verdict = verdicts(name, CASES[name][claim_id][outcome])[claim_id].verdict
+    assert verdict.outcome == outcome, f"{verdict.explanation} {[(p.text, p.outcome, p.p) for p in verdict.parts]}"
+    assert verdict.effect is None or verdict.low <= verdict.effect <= verdict.high
+    if outcome == "undecided":
+        assert verdict.needs, "an undecided claim has to say what would decide it"
+
+
+@pytest.mark.parametrize("name", study_names(ROOT / "studies"))
+def test_published_numbers_are_in_a_unit_of_their_claims_comparisons(verdicts, name):
+    for claim in verdicts(name).values():
+        units = {part.unit for part in claim.verdict.parts if part.outcome} or {claim.verdict.unit}
+        assert {number.unit for number in claim.published} <= units, claim.id
+
+
+@pytest.mark.parametrize(("scale_name", "name"), [(s, name) for s in SCALES for name in scale(s).studies])
+def test_every_study_of_every_scale_makes_its_table_and_figures(tmp_path, scale_name, name):
+    synthetic(name, tmp_path, scale_name=scale_name)
+    report = run_study(name, scale(scale_name).model_copy(update={"root": str(ROOT)}), tmp_path)
+    figures = (load_study(name, ROOT / "studies").figures or comparison_figures)(report) | training_curves(report)
+    assert report.rows and figures
+    for drawing in figures.values():
+        drawing.figure.draw_without_rendering()
+
+
+def test_one_data_set_cannot_decide_about_data_sets(verdicts):
+    """At laptop scale there is one: its change is told, and what would decide."""
+    verdict = verdicts("gamma_masking", scale_name="laptop")["raises-gamma"].verdict
+    assert (verdict.outcome, verdict.needs) == ("undecided", "two data sets or more")
+    assert "% in the only data set" in verdict.explanation
+
+
+def test_data_sets_without_padding_do_not_count(tmp_path):
+    study, results = synthetic("gamma_masking", tmp_path)
+    full = [name for name, record in results.teachers.items() if not record.padding]
+    assert full == ["1m-reads-corpus"]
+    part = judged(study, results)["raises-gamma"].verdict
+    assert part.n == len(results.teachers) - len(full)
+
+
+def test_an_override_that_names_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no condition or teacher 2 bit"):
+        synthetic("bit_scaling", tmp_path, {"2 bit": {"accuracy": 0.1}})
+
+
+def test_a_study_whose_claims_lack_a_condition_is_refused():
+    params = scale("micro")
+    section = params.studies["kd_temperature"]
+    section = section | {"runs": {label: runs for label, runs in section["runs"].items() if label != "CAKLD alone"}}
+    with pytest.raises(UserError, match="runs lacks CAKLD alone; the study's claims need them"):
+        study_params(
+            load_study("kd_temperature", ROOT / "studies"),
+            params.model_copy(update={"studies": {"kd_temperature": section}}),
+        )
