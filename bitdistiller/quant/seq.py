@@ -51,12 +51,5 @@ class SeqTernary(_Stretched):
 
     name = "seq-ternary"
     source = "ParetoQ, arXiv 2502.02631"
+    level_count, code_bits = 3, 8 / 5  # five codes share a byte
     promises = frozenset({"nearest", "half-step", "sign-equivariant", "scale-equivariant", "monotone", "zero-is-level"})
-
-    @property
-    def level_count(self) -> int:
-        return 3
-
-    @property
-    def code_bits(self) -> float:
-        return 8 / 5

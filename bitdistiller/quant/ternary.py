@@ -19,14 +19,7 @@ THRESHOLD = 0.7  # of the mean magnitude (Ternary Weight Networks, arXiv 1605.04
 
 class _ThreeLevels(Format):
     supported_bits = range(2, 3)
-
-    @property
-    def level_count(self) -> int:
-        return 3
-
-    @property
-    def code_bits(self) -> float:
-        return 8 / 5
+    level_count, code_bits = 3, 8 / 5  # five codes share a byte
 
     def decode(self, codes: Tensor, scales: Scales) -> Tensor:
         return codes.sub_(1).mul_(scales[0])
