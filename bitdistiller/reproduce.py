@@ -156,9 +156,8 @@ class Pipeline:
 
     def enter(self) -> None:
         """Move the entries of finished stages into their dvc.lock, in one step each."""
-        if not (files := sorted(self._finished.glob("*.yaml"))):
-            return
         with self._repo.lock, self._repo.scm_context(quiet=True) as scm:
+            files = sorted(self._finished.glob("*.yaml"))
             entries: dict[str, dict] = defaultdict(dict)
             for record in map(load_yaml, files):
                 entries[record["lock"]].update(record["stages"])
