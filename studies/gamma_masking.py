@@ -112,7 +112,7 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
     padding = rows[rows["metric"] == "padding"].set_index("condition")["value"]
     names = {name: f"{name} ({share:.0%} padding)" for name, share in padding.items()}
     with matplotlib.rc_context(LOOK | {"axes.grid.axis": "x"}):
-        figure, ax = axes("Measured: gamma of every data set", "", height=1.3 + 0.22 * len(names))
+        figure, ax = axes("Measured: gamma", "", height=1.3 + 0.22 * len(names))
         ways = rows[rows["metric"] != "padding"].groupby("metric", sort=False)
         for (way, part), colour, marker in zip(ways, SERIES, MARKERS, strict=False):
             style = {"linestyle": "none", "color": colour, "marker": marker}

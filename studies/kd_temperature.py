@@ -55,6 +55,7 @@ def _rows(results: Results) -> list[dict]:
     """Each number of epochs is a model of its own, since the tables mix them."""
     bits = read_published(results.published, BITS_FILE)
     students = read_published(results.published, FILE).rename(columns={"student": "model"})
+    students = students.sort_values("kd_temperature")
     students["bits"] = students["kd_temperature"].map(WITH_CE)
     labels = {label: label for label in WITH_CE.values()}
     rows = published_rows(bits[bits["model"] == STUDENT], BITS_FILE, "qa_avg", {"2": ALONE}, {ALONE: None})
@@ -70,7 +71,9 @@ def printed_pairs(folder: Path) -> list[PublishedNumber]:
     table = read_published(folder, FILE)
     score = table[table.duplicated("epochs", keep=False)].set_index("kd_temperature")["qa_avg"]
     return [
-        _number(f"T = {first} minus T = {second}", score[first] - score[second], "points", "accuracy of a temperature")
+        _number(
+            f"T = {first} minus T = {second}", score[first] - score[second], "points", "accuracy between temperatures"
+        )
         for first, second in combinations(WITH_CE, 2)
     ]
 

@@ -48,20 +48,21 @@ class Params(ComparedRuns):
 
 
 def _printed(folder: Path) -> pd.DataFrame:
+    """Table 4's rows of that student, by teacher."""
     table = read_published(folder, FILE)
-    return table[table["student"] == STUDENT]
+    return table[table["student"] == STUDENT].set_index("teacher").loc[list(PRINTED)]
 
 
 def _rows(results: Results) -> list[dict]:
     full = read_published(results.published, "followup_bits.csv").query("bits == '16'")
     students = _printed(results.published).rename(columns={"student": "model"})
-    students["bits"] = students["teacher"]
+    students["bits"] = students.index
     return published_rows(pd.concat([full, students]), FILE, "qa_avg", PRINTED, dict.fromkeys(PRINTED.values()))
 
 
 def _against_self(folder: Path) -> list[tuple[str, float, float]]:
     """Each larger teacher: perplexity under it over self-distillation's, and its gain of accuracy in points."""
-    rows = _printed(folder).set_index("teacher")
+    rows = _printed(folder)
     ratios, gains = rows["ppl"] / rows.loc["self", "ppl"], rows["qa_avg"] - rows.loc["self", "qa_avg"]
     return [(f"{STUDENT} by {teacher}", ratios[teacher], gains[teacher]) for teacher in PRINTED if teacher != "self"]
 

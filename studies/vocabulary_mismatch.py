@@ -53,8 +53,8 @@ def _printed(folder: Path) -> pd.DataFrame:
     full = read_published(folder, "followup_bits.csv")
     students = read_published(folder, FILE).rename(columns={"student": "model"})
     students["bits"] = students["teacher"]
-    both = pd.concat([full[full["bits"] == "16"], students])
-    return both[both["model"] == STUDENT]
+    both = pd.concat([full, students])
+    return both[both["model"] == STUDENT].set_index("bits", drop=False).loc[["16", *PRINTED]]
 
 
 def _rows(results: Results) -> list[dict]:
@@ -63,7 +63,7 @@ def _rows(results: Results) -> list[dict]:
 
 def printed_ratio(folder: Path) -> list[PublishedNumber]:
     """Perplexity under the teacher of another vocabulary over self-distillation's."""
-    ppl = _printed(folder).set_index("bits")["ppl"]
+    ppl = _printed(folder)["ppl"]
     words = "perplexity under a teacher of another vocabulary over self-distillation's"
     return [_number(ppl["Llama-2-7B"] / ppl["self"], "times", words)]
 
@@ -71,7 +71,7 @@ def printed_ratio(folder: Path) -> list[PublishedNumber]:
 def printed_retention(folder: Path) -> list[PublishedNumber]:
     """Chance-subtracted retention under the teacher of another vocabulary, from the printed averages."""
     table = _printed(folder)
-    score, chance = table.set_index("bits")["qa_avg"], 100 * chance_of(c for c in table if c in CHANCE)
+    score, chance = table["qa_avg"], 100 * chance_of(c for c in table if c in CHANCE)
     kept = (score["Llama-2-7B"] - chance) / (score["16"] - chance)
     return [_number(kept, "share", "chance-subtracted retention under a teacher of another vocabulary")]
 
