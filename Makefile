@@ -10,6 +10,7 @@ SCALE ?= micro
 SEEDS ?= 1
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.installed
+PEERS := .venv-peers/.installed
 
 # A scale is a folder with a params.yaml and a dvc.yaml of its own.
 FOLDER_micro := .
@@ -35,7 +36,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # One worker a core; tests/conftest.py keeps each to one thread.
 PYTEST := .venv/bin/pytest -n logical --maxprocesses 4 --dist loadscope
 
-.PHONY: help reproduce report pretrain benchmark test test-all lint
+.PHONY: help reproduce peers report pretrain benchmark test test-all lint
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -48,6 +49,12 @@ endif
 	@cd $(FOLDER) && bitdistiller check
 	@cd $(FOLDER) && bitdistiller reproduce
 	@cd $(FOLDER) && bitdistiller verdicts
+
+# Scales that compare with other people's quantizers need these in an environment of their own.
+PEERS_laptop := $(PEERS)
+reproduce: $(PEERS_$(SCALE))
+
+peers: $(PEERS) ## make the environment of other people's quantizers (GPTQ, HQQ, AutoRound)
 
 report: $(READY) ## redraw tables, figures and report of a scale from its committed results
 	cd $(FOLDER) && bitdistiller report
@@ -78,4 +85,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Filling .venv with the versions in constraints.txt (two to three minutes)"
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
 	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(PEERS): constraints-peers.txt | $(READY)
+	@echo "Filling .venv-peers with the versions in constraints-peers.txt (two to three minutes; one of them wants a C compiler)"
+	@.venv-peers/bin/python -m pip --version >/dev/null 2>&1 || "$(BIN)/python" -m venv --clear .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint $< torch transformers gptqmodel hqq auto-round
 	@touch $@

@@ -6,6 +6,7 @@ from bitdistiller.analysis.study import load_study, study_params
 from bitdistiller.config import Params
 from bitdistiller.data.text import known_text
 from bitdistiller.models import model_origin
+from bitdistiller.peers import peers_python, require_python
 from bitdistiller.quant import make_format
 from bitdistiller.quant.clip import require_range
 
@@ -32,3 +33,13 @@ def check(params: Params) -> None:
         model_origin(name)
     for name in params.studies:
         study_params(load_study(name, Path(params.root) / "studies"), params)
+
+
+def check_environment(params: Params) -> None:
+    """Ask for the environment of other people's quantizers, where the parameters name any.
+
+    Raises:
+        UserError: it was not made yet.
+    """
+    if params.peers:
+        require_python(peers_python(params))

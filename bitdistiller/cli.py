@@ -57,8 +57,11 @@ def fetch() -> None:
 def check(params: ParamsPath = DEFAULT_PARAMS) -> None:
     """Resolve every name in the parameter file before anything is computed."""
     from bitdistiller.check import check as check_params
+    from bitdistiller.check import check_environment
 
-    check_params(_load(params))
+    loaded = _load(params)
+    check_params(loaded)
+    check_environment(loaded)
 
 
 @app.command()
@@ -155,6 +158,29 @@ def train(
     loaded = _load(params)
     entry(loaded.runs, "runs", name)
     train_run(name, loaded, ARTIFACTS).write(RESULTS / "runs" / name / "train.json")
+
+
+@app.command()
+def peer(
+    name: Annotated[str, typer.Argument(help="Entry under `peers`.")],
+    python: Annotated[
+        Path | None,
+        typer.Option(help="Interpreter of the peers' environment.", show_default="that of `make peers`"),
+    ] = None,
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Make a model low-bit with another project's quantizer (GPTQ, HQQ, AutoRound), in its own environment."""
+    import torch
+
+    from bitdistiller.peers import quantize_with_peer
+
+    loaded = _load(params)
+    torch.set_num_threads(loaded.threads)
+    record = quantize_with_peer(name, loaded, ARTIFACTS, python)
+    print(
+        f"{name}: {record.quantized_parameters:,} weights of {record.bits_per_weight:.3g} bits in "
+        f"{record.cost.seconds:.0f} s"
+    )
 
 
 @app.command()

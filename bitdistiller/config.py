@@ -129,6 +129,23 @@ class PtqParams(Section):
     quantizer: str
 
 
+class PeerParams(Section):
+    """A model that another project's quantizer makes low-bit.
+
+    ``quantizer`` gives model, bits, group size and calibration text; ``iterations`` are AutoRound's steps a block.
+    """
+
+    method: Literal["gptq", "hqq", "auto-round"]
+    quantizer: str
+    iterations: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _iterations_are_of_auto_round(self) -> "PeerParams":
+        if (self.iterations is None) == (self.method == "auto-round"):
+            raise ValueError("iterations go with method auto-round, and it needs them")
+        return self
+
+
 class PerplexityParams(Section):
     """Held-out perplexity: test documents of ``text`` in windows of ``window`` tokens, ``max_tokens`` in all."""
 
@@ -170,6 +187,7 @@ class Params(Section):
     runs: dict[str, RunParams]
     baselines: dict[str, BaselineParams]
     ptq: dict[str, PtqParams]
+    peers: dict[str, PeerParams]
     evaluation: EvaluationParams
     studies: dict[str, dict]
 
@@ -180,8 +198,8 @@ class Params(Section):
 
     @property
     def scored(self) -> set[str]:
-        """Names that have scores: of runs, baselines and rounded models."""
-        return {*self.runs, *self.baselines, *self.ptq}
+        """Names that have scores: of runs, baselines, and models that were rounded or quantized by others."""
+        return {*self.runs, *self.baselines, *self.ptq, *self.peers}
 
     @model_validator(mode="after")
     def _references_exist(self) -> "Params":
@@ -190,16 +208,24 @@ class Params(Section):
             _require(run.data, self.data, f"runs.{name}.data", "data")
         for name, rounded in self.ptq.items():
             _require(rounded.quantizer, self.quantizers, f"ptq.{name}.quantizer", "quantizers")
+        for name, peer in self.peers.items():
+            _require(peer.quantizer, self.quantizers, f"peers.{name}.quantizer", "quantizers")
+            quantizer = self.quantizers[peer.quantizer]
+            if (quantizer.format, quantizer.clip) != ("int-asym", "none"):
+                raise ValueError(
+                    f"peers.{name} names quantizer {peer.quantizer}, of format {quantizer.format} with clip "
+                    f"{quantizer.clip}; a peer needs format int-asym and clip none, as it fits its own ranges"
+                )
         for name, text in self.student_text.items():
             _require(text.generator, self.quantizers, f"student_text.{name}.generator", "quantizers")
         for name, data in self.data.items():
             _require(data.training_text, self.texts, f"data.{name}.training_text", "training_text or student_text")
         if both := set(self.training_text) & set(self.student_text):
             raise ValueError(f"{', '.join(sorted(both))} stands in training_text and student_text; names must differ")
-        if len(self.scored) < len(self.runs) + len(self.baselines) + len(self.ptq):
-            names = [*self.runs, *self.baselines, *self.ptq]
+        names = [*self.runs, *self.baselines, *self.ptq, *self.peers]
+        if len(self.scored) < len(names):
             twice = sorted(name for name in self.scored if names.count(name) > 1)
-            raise ValueError(f"{', '.join(twice)} stands in two of runs, baselines and ptq; names must differ")
+            raise ValueError(f"{', '.join(twice)} stands in two of runs, baselines, ptq and peers; names must differ")
         return self
 
 

@@ -60,6 +60,7 @@ def make_params(model: Path, text: Path, **run) -> dict:
             "validation_text": texts, "validation_sequences": 4, "seed": 0, **run}},
         "baselines": {"full": {"model": str(model), "weights": "pretrained", "seed": 0}},
         "ptq": {},
+        "peers": {},
         "evaluation": {
             "perplexity": {"heldout": {"text": texts, "window": 32, "max_tokens": 500}}, "tasks": {},
             "batch_tokens": 256, "seed": 0},
