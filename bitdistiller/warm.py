@@ -43,6 +43,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from bitdistiller.errors import UserError
 from bitdistiller.launch import ACCEPTED, LENGTH, conditions
 
 _READY = "ready"
@@ -94,12 +95,16 @@ class WarmServer:
 
 
 def preload() -> None:
-    """Import this package, and with it all that its commands use; computes nothing."""
+    """Import this package, and with it all that its commands use, and read the built-in text sets."""
     package = importlib.import_module("bitdistiller")
     for module in pkgutil.walk_packages(package.__path__, "bitdistiller."):
         if not module.name.startswith(_NOT_PRELOADED):
             with suppress(ModuleNotFoundError):  # what an optional extra brings
                 importlib.import_module(module.name)
+    from bitdistiller.data.text import read_ahead
+
+    with suppress(UserError):  # a wheel that is damaged: the stage that needs it says so
+        read_ahead()
 
 
 def main() -> None:

@@ -9,14 +9,15 @@ import gzip
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
-from bitdistiller.assets import pins, read_member
+from bitdistiller.assets import cache_dir, pins, read_member
 from bitdistiller.errors import UserError
 
 Split = Literal["train", "validation", "test"]
@@ -129,12 +130,27 @@ def _documents(name: str, split: Split) -> Iterator[Document]:
         yield from _wikitext(split)
         return
     known_text(name)
-    texts = TEXT_SETS[name].read() if name in TEXT_SETS else _read_file(Path(name))
+    documents = _built_in(name, cache_dir()) if name in TEXT_SETS else _distinguished(name, _read_file(Path(name)))
+    yield from (document for document in documents if split_of(document.id) == split)
+
+
+@cache
+def _built_in(name: str, _cache: Path) -> list[Document]:
+    """All documents of a text set; parsing them takes a second or two, which a process spends once."""
+    return list(_distinguished(name, TEXT_SETS[name].read()))
+
+
+def _distinguished(name: str, texts: Iterable[str]) -> Iterator[Document]:
     for text in texts:
         if text.strip():
-            document = Document(document_id(text.strip()), name, text.strip())
-            if split_of(document.id) == split:
-                yield document
+            yield Document(document_id(text.strip()), name, text.strip())
+
+
+def read_ahead() -> None:
+    """Parse the text sets whose wheels are at hand, so that no process forked from this one has to."""
+    for text_set in TEXT_SETS.values():
+        if (cache_dir() / pins()[text_set.asset].file).exists():
+            _built_in(text_set.name, cache_dir())
 
 
 def document_id(text: str) -> str:
