@@ -1,10 +1,11 @@
 """A name of ``params.yaml`` -> its scores, with everything that a reader needs to trust them.
 
-Three kinds of models have scores: trained students (``runs``), models that were clipped and rounded but not trained
-(``ptq``), and untrained references (``baselines``). All but the pretrained model itself are compared with it.
+Four kinds of models have scores: trained students (``runs``), models that were clipped and rounded but not trained
+(``ptq``), those of other people's quantizers (``peers``), and untrained references (``baselines``). All but the
+pretrained model itself are compared with it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -18,10 +19,10 @@ from bitdistiller.evaluate.local import held_out_text
 from bitdistiller.evaluate.weights import summarize_weights
 from bitdistiller.models import LoadedModel, load_model, random_model
 from bitdistiller.provenance import Stopwatch, environment
-from bitdistiller.quant import bake, quantizable
+from bitdistiller.quant import bake, is_quantized, quantizable
 from bitdistiller.results import RunScores
 
-FULL_PRECISION_BITS = 16
+FULL_PRECISION = {"bits": 16, "bits_per_weight": 16, "quantized_parameters": 0}
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,22 @@ class Candidate:
     """A model to score.
 
     Attributes:
-        loaded: it; fake-quantized if there is a ``quantizer``.
+        loaded: it; fake-quantized if it is a student or a rounded model.
         origin: in a sentence, what its weights are.
         original: the pretrained model that it is compared with; None for that model itself.
         used: the parameters that made it.
+        sizes: nominal bits, stored bits a quantized weight with scales and zero points, and how many weights that are.
     """
 
     loaded: LoadedModel
     origin: str
     original: LoadedModel | None
-    quantizer: QuantizerParams | None
     used: dict
+    sizes: dict[str, float] = field(default_factory=lambda: dict(FULL_PRECISION))
 
 
 def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores, pd.DataFrame]:
-    """Scores and per-item results of a trained student, a rounded model or a baseline.
+    """Scores and per-item results of a trained student, a rounded model, a peer or a baseline.
 
     Raises:
         UserError: no such name, its artifacts are missing, or it cannot be scored.
@@ -52,10 +54,9 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
     torch.set_num_threads(params.threads)
     candidate = _candidate(name, params, artifacts)
     model, original = candidate.loaded.model, candidate.original and candidate.original.model
-    sizes = {"bits": FULL_PRECISION_BITS, "bits_per_weight": FULL_PRECISION_BITS, "quantized_parameters": 0}
     weights = None
-    if candidate.quantizer is not None:
-        sizes, weights = _sizes(candidate), summarize_weights(model, original)
+    if is_quantized(model):
+        weights = summarize_weights(model, original)
         bake(model)
     scores, items = evaluate_model(model, candidate.loaded.tokenizer, params.evaluation, original)
     record = RunScores(
@@ -63,7 +64,7 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
         model=candidate.used["model"],
         origin=candidate.origin,
         parameters=sum(p.numel() for p in model.parameters()),
-        **sizes,
+        **candidate.sizes,
         scores=scores,
         weights=weights,
         parameters_used={**candidate.used, "evaluation": params.evaluation.model_dump()},
@@ -84,34 +85,42 @@ def _candidate(name: str, params: Params, artifacts: Path) -> Candidate:
         quantizer = params.quantizers[rounded.quantizer]
         loaded = prepare_student(quantizer, artifacts / "clip" / f"{rounded.quantizer}.safetensors")
         return _quantized(loaded, quantizer, "rounded from", {"ptq": rounded.model_dump()})
+    if name in params.peers:
+        return _peer(name, params, artifacts)
     return _baseline(name, params)
 
 
 def _quantized(loaded: LoadedModel, quantizer: QuantizerParams, how: str, used: dict) -> Candidate:
+    layers = quantizable(loaded.model).values()
+    quantized = sum(layer.weight.numel() for layer in layers)
+    stored = sum(layer.weight.numel() * layer.format.bits_per_weight(layer.in_features) for layer in layers)
+    return _from_original(loaded, quantizer, how, used, stored / quantized, quantized)
+
+
+def _peer(name: str, params: Params, artifacts: Path) -> Candidate:
+    from bitdistiller.peers import load_peer, read_record  # no other stage depends on these
+
+    loaded, record = load_peer(name, params, artifacts), read_record(name, params, artifacts)
+    how, used = f"{loaded.origin}, from", {"peer": record.peer.model_dump()}
+    return _from_original(loaded, record.quantizer, how, used, record.bits_per_weight, record.quantized_parameters)
+
+
+def _from_original(
+    loaded: LoadedModel, quantizer: QuantizerParams, how: str, used: dict, bits_per_weight: float, quantized: int
+) -> Candidate:
     original = load_model(quantizer.model)
     used = {"model": quantizer.model, **used, "quantizer": quantizer.model_dump()}
-    return Candidate(loaded, f"{how} {quantizer.model}: {original.origin}", original, quantizer, used)
+    sizes = {"bits": quantizer.bits, "bits_per_weight": bits_per_weight, "quantized_parameters": quantized}
+    return Candidate(loaded, f"{how} {quantizer.model}: {original.origin}", original, used, sizes)
 
 
 def _baseline(name: str, params: Params) -> Candidate:
-    baseline = entry(params.baselines, "runs, ptq or baselines in params.yaml", name)
+    baseline = entry(params.baselines, "runs, ptq, peers or baselines in params.yaml", name)
     pretrained = load_model(baseline.model)
     if baseline.weights == "pretrained":
-        return Candidate(pretrained, pretrained.origin, None, None, baseline.model_dump())
+        return Candidate(pretrained, pretrained.origin, None, baseline.model_dump())
     origin = f"the architecture of {baseline.model} with random weights, seed {baseline.seed}"
-    return Candidate(random_model(baseline.model, baseline.seed), origin, pretrained, None, baseline.model_dump())
-
-
-def _sizes(candidate: Candidate) -> dict[str, float]:
-    """Nominal bits, stored bits a quantized weight with scales and zero points, and how many weights that are."""
-    layers = quantizable(candidate.loaded.model).values()
-    quantized = sum(layer.weight.numel() for layer in layers)
-    stored = sum(layer.weight.numel() * layer.format.bits_per_weight(layer.in_features) for layer in layers)
-    return {
-        "bits": candidate.quantizer.bits,
-        "bits_per_weight": stored / quantized,
-        "quantized_parameters": quantized,
-    }
+    return Candidate(random_model(baseline.model, baseline.seed), origin, pretrained, baseline.model_dump())
 
 
 def _scored_text(task: str, names: list[str], items: pd.DataFrame) -> dict:
