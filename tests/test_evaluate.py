@@ -296,17 +296,6 @@ def test_contexts_that_do_not_fit_are_cut_as_lm_eval_cuts_them(loaded, fp32):
     np.testing.assert_allclose([x for x, _ in fast], [x for x, _ in slow], rtol=1e-5, atol=1e-4)
 
 
-def test_a_choice_that_is_asked_for_twice_is_scored_once(loaded):
-    with quiet():
-        judge = SharedContextLM(*loaded, 512)
-    asked = requests(5, seed=6)
-    packed = judge._pack(asked)
-    assert sum(map(len, (group.targets for group in packed))) == sum(len(tokens) for *_, tokens in asked[:-1])
-    assert sorted(index for group in packed for indices in group.requests for index in indices) == list(range(21))
-    answers = judge._loglikelihood_tokens(asked, disable_tqdm=True)
-    assert answers[0] == answers[-1] and len(answers) == 21
-
-
 @given(pairs=st.lists(st.tuples(st.text("ab the.\n", max_size=12), st.text("ab the.\n", min_size=1, max_size=12))))
 def test_texts_are_tokenised_as_lm_eval_does(loaded, pairs):
     """The twin is lm-eval's own loop, which tokenises two texts a request."""

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bitdistiller.assets import read_member
 from bitdistiller.config import TaskParams
-from bitdistiller.data.text import Document, document_id
+from bitdistiller.data.text import Document, document_id, load_text
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate import local
 from bitdistiller.evaluate.benchmarks import BENCHMARKS, item_id, item_texts, rows
@@ -231,6 +231,13 @@ def test_a_limit_takes_both_sources_of_hellaswag():
 def test_tasks_that_cannot_be_scored_are_named(loaded, name, limit, shots, message):
     with pytest.raises(UserError, match=message):
         score_tasks(*loaded, {name: TaskParams(limit=limit, shots=shots)}, 512, 0)
+
+
+@pytest.mark.parametrize("names", [["wikipedia", "encyclopedia"], ["encyclopedia", "wikipedia", "web"]])
+def test_held_out_text_from_the_cache_is_that_of_the_wheels(names):
+    held_out = {document.id for document in local.held_out_text(["wikipedia", "encyclopedia", "web", "stories"])}
+    expected = [document for document in load_text(names, "test") if document.id in held_out]
+    assert local.held_out_text(names) == expected  # a text in two sets belongs to the one that is named first
 
 
 def test_a_broken_build_leaves_no_file(tmp_path, monkeypatch):

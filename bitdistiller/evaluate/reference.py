@@ -7,8 +7,8 @@ help on one token and harm on the next cancel. Two numbers do not let them cance
   over the next token and q the student's;
 * top-1 agreement: the share of tokens at which both find the same token most probable.
 
-Both are read off the logits of the forward pass that scores the text, in bf16 where that is native. Rounding them so is
-a distance of its own, about 0.0003 nats between a model and itself in fp32, and none between a model and itself.
+Both are read off the logits of the forward pass that scores the text, in bf16 where that is native. A model is no
+distance from itself then either, and the distances of micro-3m's students grow by about 0.0001 nats.
 """
 
 import torch

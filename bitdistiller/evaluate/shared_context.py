@@ -7,16 +7,14 @@ log-softmax over the vocabulary is taken at every position. Here the choices of 
     0..L-1   L, L+1..  L, L+1..  L, L+1..  L, L+1..      positions
 
 with an attention mask that lets each choice see the context and itself, and only the positions that predict
-a choice's token are projected to logits. A choice that is asked for again, in another item or task, is scored once.
-Texts are tokenised in one call, where lm-eval makes two a request.
-
+a choice's token are projected to logits. Texts are tokenised in one call, where lm-eval makes two a request.
 The numbers are the same as lm-eval's up to rounding, which a test checks; requests, truncation, metrics and aggregation
 stay lm-eval's. The mask is trusted for Llama-architecture models with PyTorch's attention; any other model takes
 lm-eval's own path.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +36,12 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]
 class Packed:
     """All choices of one context as one sequence.
 
-    ``requests`` are the indices of the requests that ask for each choice, ``sources`` the positions whose hidden states
-    predict ``targets``, choice after choice; ``sizes`` says how many tokens each has. ``segments`` is 0 in the context,
-    else the number of the choice.
+    ``requests`` are the indices of the choices, ``sources`` the positions whose hidden states predict ``targets``,
+    choice after choice; ``sizes`` says how many tokens each has. ``segments`` is 0 in the context, else the number of
+    the choice.
     """
 
-    requests: list[list[int]]
+    requests: list[int]
     tokens: list[int]
     positions: list[int]
     segments: list[int]
@@ -52,21 +50,18 @@ class Packed:
     sizes: list[int]
 
 
-def pack(context: tuple[int, ...], choices: Mapping[tuple[int, ...], list[int]]) -> Packed:
-    """One context, and its choices with the requests that ask for them.
-
-    A choice's last token predicts nothing and is left out.
-    """
+def pack(context: list[int], choices: dict[int, list[int]]) -> Packed:
+    """One context and its choices, by request index; a choice's last token predicts nothing and is left out."""
     start = len(context)
     tokens, positions, segments = list(context), list(range(start)), [0] * start
     sources: list[int] = []
-    for number, choice in enumerate(choices, 1):
+    for number, choice in enumerate(choices.values(), 1):
         sources += [start - 1, *range(len(tokens), len(tokens) + len(choice) - 1)]
         tokens += choice[:-1]
         positions += range(start, start + len(choice) - 1)
         segments += [number] * (len(choice) - 1)
-    targets = [token for choice in choices for token in choice]
-    return Packed(list(choices.values()), tokens, positions, segments, sources, targets, [len(c) for c in choices])
+    targets = [token for choice in choices.values() for token in choice]
+    return Packed(list(choices), tokens, positions, segments, sources, targets, [len(c) for c in choices.values()])
 
 
 class SharedContextLM(HFLM):
@@ -129,13 +124,13 @@ class SharedContextLM(HFLM):
         return answers
 
     def _pack(self, requests: list[Request]) -> list[Packed]:
-        groups: dict[tuple[int, ...], dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+        groups: dict[tuple[int, ...], dict[int, list[int]]] = defaultdict(dict)
         for index, (_, context, choice) in enumerate(requests):
             if len(choice) > self.max_length:
                 raise UserError(f"a choice of {len(choice)} tokens exceeds the model's context of {self.max_length}")
             # The last token is never an input, so one more than the model's context fits; lm-eval cuts on the left.
-            groups[tuple(context[len(choice) - self.max_length - 1 :])][tuple(choice)].append(index)
-        return [pack(context, choices) for context, choices in groups.items()]
+            groups[tuple(context[len(choice) - self.max_length - 1 :])][index] = choice
+        return [pack(list(context), choices) for context, choices in groups.items()]
 
     def _score(self, batch: list[Packed]) -> list[tuple[int, tuple[float, bool]]]:
         width = max(len(group.tokens) for group in batch)
@@ -151,10 +146,9 @@ class SharedContextLM(HFLM):
             torch.tensor(targets, device=self.device),
         )
         sizes = [size for group in batch for size in group.sizes]
-        asked = [indices for group in batch for indices in group.requests]
-        parts = zip(asked, log_probs.cpu().split(sizes), greedy.cpu().split(sizes), strict=True)
-        answers = [(indices, (chosen.sum().item(), bool(best.all()))) for indices, chosen, best in parts]
-        return [(index, answer) for indices, answer in answers for index in indices]
+        indices = [index for group in batch for index in group.requests]
+        parts = zip(indices, log_probs.cpu().split(sizes), greedy.cpu().split(sizes), strict=True)
+        return [(index, (chosen.sum().item(), bool(best.all()))) for index, chosen, best in parts]
 
     def _padded(self, rows: list[list[int]], width: int, value: int) -> Tensor:
         return torch.tensor([row + [value] * (width - len(row)) for row in rows], device=self.device)
