@@ -16,6 +16,7 @@ on the planning functions of `dvc.repo.reproduce` and on how a lock entry is ser
 that of `dvc repro`, to the byte.
 """
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -118,6 +119,7 @@ class Pipeline:
         self._finished.mkdir(exist_ok=True)
         self.enter()
         with self._repo.lock:
+            _drop_torn(Path(self._repo.tmp_dir) / "rwlock")
             graph = get_active_graph(self._repo.index.graph)
             plan = plan_repro(graph, self._collect(targets))
             self.stages = {stage.addressing: stage for stage in plan}
@@ -172,6 +174,14 @@ class Pipeline:
                 scm.track_file(os.path.relpath(lock))
             for file in files:
                 file.unlink()
+
+
+def _drop_torn(locks: Path) -> None:
+    """Remove DVC's list of files in use if a kill left half of it: it would refuse to work until somebody did."""
+    try:
+        json.loads(locks.read_text() if locks.exists() else "{}")
+    except ValueError:
+        locks.unlink()
 
 
 class _Worker(NamedTuple):
