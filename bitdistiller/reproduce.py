@@ -156,9 +156,8 @@ class Pipeline:
 
     def enter(self) -> None:
         """Move the entries of finished stages into their dvc.lock, in one step each."""
-        if not (files := sorted(self._finished.glob("*.yaml"))):
-            return
         with self._repo.lock, self._repo.scm_context(quiet=True) as scm:
+            files = sorted(self._finished.glob("*.yaml"))
             entries: dict[str, dict] = defaultdict(dict)
             for record in map(load_yaml, files):
                 entries[record["lock"]].update(record["stages"])
@@ -237,7 +236,7 @@ def _work(pipeline: Pipeline, name: str) -> None:
 
 
 def _stop(workers: list[_Worker]) -> None:
-    """Let every worker end as on Ctrl-C, and whichever does not end it."""
+    """Let every worker end as on Ctrl-C; whichever does not is killed, at once on a second Ctrl-C."""
     if workers:
         print(f"Stopping {', '.join(worker.name for worker in workers)}", flush=True)
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -245,8 +244,9 @@ def _stop(workers: list[_Worker]) -> None:
         for worker in workers:
             with suppress(ProcessLookupError):
                 os.killpg(worker.process.pid, number)
-        for worker in workers:
-            worker.process.join(max(0, deadline - time.monotonic()))
+        with suppress(KeyboardInterrupt):
+            for worker in workers:
+                worker.process.join(max(0, deadline - time.monotonic()))
 
 
 @contextmanager
