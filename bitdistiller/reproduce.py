@@ -246,7 +246,7 @@ def _work(pipeline: Pipeline, name: str) -> None:
 
 
 def _stop(workers: list[_Worker]) -> None:
-    """Let every worker end as on Ctrl-C, and whichever does not end it."""
+    """Let every worker end as on Ctrl-C; whichever does not is killed, at once on a second Ctrl-C."""
     if workers:
         print(f"Stopping {', '.join(worker.name for worker in workers)}", flush=True)
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -254,8 +254,9 @@ def _stop(workers: list[_Worker]) -> None:
         for worker in workers:
             with suppress(ProcessLookupError):
                 os.killpg(worker.process.pid, number)
-        for worker in workers:
-            worker.process.join(max(0, deadline - time.monotonic()))
+        with suppress(KeyboardInterrupt):
+            for worker in workers:
+                worker.process.join(max(0, deadline - time.monotonic()))
 
 
 @contextmanager
