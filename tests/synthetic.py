@@ -48,7 +48,8 @@ class Truth:
         accuracy: mean over tasks.
         seed_spread: how far seeds scatter around accuracy and log perplexity.
         kl, agreement: distance to the full-precision original.
-        scatter: how far a run is from others item by item, without its means being moved.
+        scatter: how far a run is from others item by item.
+        exact: whether means over documents are as stated in spite of the scatter, or a sample's.
         scores, training: fields of its ``RunScores`` and ``TrainingRecord`` that a study reads besides.
     """
 
@@ -58,6 +59,7 @@ class Truth:
     kl: float = 0.3
     agreement: float = 0.7
     scatter: float = 0.05
+    exact: bool = False
     scores: Mapping = field(default_factory=dict)
     training: Mapping = field(default_factory=dict)
 
@@ -111,7 +113,7 @@ def make_items(
     tokens = shared.integers(100, 300, documents)
     hardness = shared.normal(scale=0.3, size=documents)
     level = np.log(truth.perplexity) + wobble + hardness - np.average(hardness, weights=tokens)
-    nll = tokens * (level + own.normal(scale=truth.scatter, size=documents))
+    nll = tokens * (level + _noise(own, truth, tokens))
     frames.append(
         pd.DataFrame(
             {
@@ -126,6 +128,11 @@ def make_items(
     return pd.concat(frames, ignore_index=True)
 
 
+def _noise(own: np.random.Generator, truth: Truth, tokens: np.ndarray) -> np.ndarray:
+    noise = own.normal(scale=truth.scatter, size=len(tokens))
+    return noise - np.average(noise, weights=tokens) if truth.exact else noise
+
+
 def choice_items(items: pd.DataFrame, chance: Mapping[str, float]) -> pd.DataFrame:
     """The answers behind right and wrong; a question's wrong answer is the same one in every run."""
     frames = []
@@ -138,13 +145,14 @@ def choice_items(items: pd.DataFrame, chance: Mapping[str, float]) -> pd.DataFra
 
 def distance_items(items: pd.DataFrame, truth: Truth, seed: int) -> pd.DataFrame:
     """KL to the full-precision original and top-1 agreement with it, on the documents of ``items``."""
-    documents = items[items["metric"] == "nll"]
-    noise = np.random.default_rng([seed, 1]).normal(scale=truth.scatter, size=(2, len(documents)))
-    kl, agreement = truth.kl * np.exp(noise[0]), np.clip(truth.agreement + noise[1], 0, 1)
+    documents, own = items[items["metric"] == "nll"], np.random.default_rng([seed, 1])
+    tokens = documents["weight"].to_numpy()
+    kl = truth.kl * (1 + _noise(own, truth, tokens))
+    agreement = np.clip(truth.agreement + _noise(own, truth, tokens), 0, 1)
     return pd.concat(
         [
-            documents.assign(metric="kl", value=documents["weight"] * kl),
-            documents.assign(metric="agreement", value=documents["weight"] * agreement),
+            documents.assign(metric="kl", value=tokens * kl),
+            documents.assign(metric="agreement", value=tokens * agreement),
         ]
     )
 
@@ -293,7 +301,7 @@ BY_BITS = {
     2: Truth(0.50, 42.0, kl=0.3, agreement=0.7),
     1: Truth(0.30, 700.0, kl=2.0, agreement=0.2),
 }
-STEADY = {"seed_spread": 0.0, "scatter": 0.005}
+STEADY = {"seed_spread": 0.0, "scatter": 0.005, "exact": True}
 
 
 def default_truth(params: Params, run: str) -> Truth:
