@@ -138,7 +138,8 @@ def format_effect(value: float, unit: Unit, bare: bool = False) -> str:
     """A number in the precision that its unit deserves; ``bare`` leaves the unit away."""
     places = {"points": 1, "percent": 1, "share": 2, "nats": 3}
     if unit == "times":
-        places[unit] = 0 if value >= 100 else 1 if value >= 10 else 2
+        near_one = abs(value - 1) < 0.1
+        places[unit] = 3 if near_one else 0 if value >= 100 else 1 if value >= 10 else 2
     return digits(value, places[unit]) + ("" if bare else _SUFFIX[unit])
 
 

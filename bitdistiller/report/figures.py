@@ -33,6 +33,7 @@ COLUMN_INCHES = 3.4
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b07d00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LOG_RATIO = 3  # values further apart get a logarithmic axis
+LEGEND_SIGNS, LEGEND_KEY_SIGNS = 66, 6  # of legend text across a figure; that a key takes
 MANY_POINTS = 20  # a curve with as many needs no markers
 INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#d8dce1", "#ffffff"
 _THEMED = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"} | {
@@ -117,9 +118,8 @@ def measured_panel(
     """
     measured = rows[(rows["source"] == "measured") & (rows["task"] == task)]
     places = _places(measured[measured["kind"] == "mean"])
-    models = " and ".join(measured[measured["kind"] == "mean"]["model"].unique())
     with matplotlib.rc_context(LOOK):
-        figure, ax = axes(f"Measured: {models}", ylabel)
+        figure, ax = axes(_measured(measured[measured["kind"] == "mean"]["model"].unique()), ylabel)
         for index, (metric, name) in enumerate(series):
             _draw_series(ax, measured[measured["metric"] == metric], places, index, name)
         means = measured[(measured["kind"] == "mean") & measured["metric"].isin([metric for metric, _ in series])]
@@ -192,7 +192,7 @@ def conditions_panel(
     with matplotlib.rc_context(LOOK | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(COLUMN_INCHES, 0.8 + 0.23 * len(places) + (0 if measured else 0.2 * len(models))))
         ax = figure.add_subplot()
-        ax.set_title(f"Measured: {' and '.join(model for _, model in models)}" if measured else "Published: others")
+        ax.set_title(_measured([model for _, model in models]) if measured else "Published: other models")
         ax.set_xlabel(xlabel)
         for index, (source, model) in enumerate(models):
             part = centres[(centres["source"] == source) & (centres["model"] == model)]
@@ -288,6 +288,11 @@ def published_panel(
         _finish(ax, places, log, chance)
         figure.legend(loc="outside lower left", ncols=2)
     return Drawing(figure, caption)
+
+
+def _measured(models: Sequence[str]) -> str:
+    """Title of our own numbers; several models would not fit into it."""
+    return f"Measured: {models[0]}" if len(set(models)) == 1 else f"Measured: {len(set(models))} models"
 
 
 def _places(rows: pd.DataFrame) -> dict[str, float]:
@@ -432,8 +437,13 @@ def _curves(report: StudyReport, field: str, ylabel: str, caption: str) -> Drawi
             return None
         ax.set_xlabel("step")
         _log_axis(ax)
-        figure.legend(loc="outside lower left", ncols=4)
+        figure.legend(loc="outside lower left", ncols=_legend_columns(conditions))
     return Drawing(figure, caption)
+
+
+def _legend_columns(labels: Sequence[str]) -> int:
+    """As many columns of these labels as fit under a figure of one column."""
+    return max(1, min(4, LEGEND_SIGNS // (max(map(len, labels), default=1) + LEGEND_KEY_SIGNS)))
 
 
 def save(drawing: Drawing, stem: Path) -> str:

@@ -31,7 +31,7 @@ def _distribution(condition: str, histogram: Histogram, layer: LayerSummary) -> 
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(COLUMN_INCHES, 2.4))
         ax = figure.add_subplot()
-        ax.set_title(f"{condition}: entropy of the codes {layer.entropy:.2f} bits")
+        ax.set_title(f"{condition}\nentropy of the codes: {layer.entropy:.2f} bits")
         kinds = (
             ("low-bit", histogram.low_bit, {"fill": True, "color": _LOW_BIT, "alpha": 0.45}),
             ("original", histogram.original, {"color": MUTED, "linestyle": (0, (3, 2))}),
