@@ -465,6 +465,7 @@ def make_params(section: dict | None, scale: str = "micro", root: Path = ROOT, s
             "runs": {name: run for names in bits.values() for name in names},
             "baselines": baselines,
             "ptq": {},
+            "peers": {},
             "evaluation": {"perplexity": {}, "tasks": {}, "batch_tokens": 4096, "seed": 0},
             "studies": {study: section} if section else {},
         }

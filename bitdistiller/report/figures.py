@@ -119,7 +119,7 @@ def measured_panel(
     measured = rows[(rows["source"] == "measured") & (rows["task"] == task)]
     places = _places(measured[measured["kind"] == "mean"])
     with matplotlib.rc_context(LOOK):
-        figure, ax = axes(_measured(measured[measured["kind"] == "mean"]["model"].unique()), ylabel)
+        figure, ax = axes(_measured(list(measured[measured["kind"] == "mean"]["model"])), ylabel)
         for index, (metric, name) in enumerate(series):
             _draw_series(ax, measured[measured["metric"] == metric], places, index, name)
         means = measured[(measured["kind"] == "mean") & measured["metric"].isin([metric for metric, _ in series])]
