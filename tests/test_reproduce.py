@@ -70,8 +70,17 @@ def start(folder: Path, *arguments: str, cold: bool = True) -> subprocess.Popen:
 def run(folder: Path, *arguments: str, cold: bool = True) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of `bitdistiller reproduce`."""
     process = start(folder, *arguments, cold=cold)
-    output, error = process.communicate(timeout=300)
+    output, error = finish(process)
     return process.returncode, output, error
+
+
+def finish(process: subprocess.Popen) -> tuple[str, str]:
+    """Stdout and stderr of a process that ends by itself; should it hang, nothing of it is left."""
+    try:
+        return process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
 
 
 def ran(folder: Path) -> list[str]:
@@ -222,7 +231,7 @@ def start_waiter(tmp_path: Path) -> tuple[Path, subprocess.Popen, int]:
 def test_an_interruption_stops_every_process_and_loses_nothing(tmp_path, number):
     folder, process, command = start_waiter(tmp_path)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=300)
+    output, _ = finish(process)
     assert process.returncode not in (0, 2) and "Stopping second" in output
     assert are_gone([command])
     assert set(yaml.safe_load((folder / "dvc.lock").read_text())["stages"]) == {"first"}
@@ -256,7 +265,7 @@ def test_a_dvc_process_beside_it_is_waited_for(folder):
     with pytest.raises(subprocess.TimeoutExpired):
         process.communicate(timeout=6)  # DVC itself gives up after 3
     lock.close()
-    process.communicate(timeout=300)
+    finish(process)
     assert process.returncode == 0 and ran(folder) == ["count@a", "count@b"]
 
 
