@@ -19,6 +19,7 @@ from bitdistiller.peers import load_peer, peers_python, quantize_with_peer, run
 from bitdistiller.quant import make_format, quantizable, quantize_model
 from tests import tiny
 from tests.test_config import write
+from tests.test_project import make
 
 ROOT = Path(__file__).parent.parent
 GROUP = 8
@@ -26,17 +27,16 @@ GROUP = 8
 # A quantizer with the command line of runner.py: plain rounding, each group's range in equal steps.
 FAKE = """
 import json, sys
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 method, model, ids, out, *options = sys.argv[1:]
 options = dict(zip(options[::2], map(int, options[1::2])))
-print(method, options, tuple(load_file(ids)["input_ids"].shape))
+print(method, options, load_file(ids)["input_ids"].shape)
 weights = load_file(model + "/model.safetensors")
 for name, w in weights.items():
     if "_proj" in name:
         groups = w.reshape(-1, options["--group-size"])
-        low, high = groups.aminmax(dim=1, keepdim=True)
+        low, high = groups.min(1, keepdims=True), groups.max(1, keepdims=True)
         step = (high - low) / (2 ** options["--bits"] - 1)
         weights[name] = (((groups - low) / step).round() * step + low).reshape(w.shape)
 save_file(weights, out, {"versions": json.dumps({"fake": "1.0"})})
@@ -82,7 +82,7 @@ def test_a_peer_s_answer_becomes_a_model_folder(tiny_model, tiny_text, tmp_path,
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["peer", "other", "--python", str(fake), "--params", str(write(tmp_path, raw))])
     assert done.exit_code == 0, done.exception
-    assert re.fullmatch(r"other: 30,208 weights of 4\.25 bits in \d+ s\n", done.output)
+    assert re.fullmatch(r"other: 22,016 weights of 4\.25 bits in \d+ s\n", done.output)
     artifacts = tmp_path / "artifacts"
     assert {path.name for path in (artifacts / "peers").iterdir()} == {"other", "other.log"}
     asked = {"--bits": 2, "--group-size": GROUP, "--threads": 1, "--iterations": 7}
@@ -138,7 +138,7 @@ def finer(found):
 def test_weights_that_are_not_what_they_should_be_are_refused(params, tiny_model, spoil, words):
     quantizer, model = params.quantizers["plain"], load_model(str(tiny_model)).model
     found = found_in(model)
-    assert run.take_weights(load_model(str(tiny_model)).model, found, quantizer) == 30208
+    assert run.take_weights(load_model(str(tiny_model)).model, found, quantizer) == 22016
     spoil(found)
     with pytest.raises(UserError, match=words):
         run.take_weights(model, found, quantizer)
@@ -202,7 +202,7 @@ def test_a_failure_elsewhere_is_one_sentence_and_keeps_what_there_is(params, tmp
 
 def test_a_package_that_is_not_there_is_named(params, tmp_path):
     """The real runner, in an environment that has torch but no quantizers: this one."""
-    with pytest.raises(UserError, match=r"missing: No module named 'gptqmodel'.*environment with `make peers`"):
+    with pytest.raises(UserError, match=r"cannot run gptq \(missing: gptqmodel\); .* with `make peers`"):
         quantize_with_peer("other", params, tmp_path, Path(sys.executable))
 
 
@@ -232,6 +232,12 @@ def test_the_peers_environment_is_pinned_and_computes_with_our_torch():
     recipe = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "gptqmodel" in line)
     for package in recipe.split("$<")[1].split():
         assert any(line.startswith(f"{package}==") for line in body), package
+
+
+@pytest.mark.parametrize("scale, folder", [("micro", "."), ("laptop", "profiles/laptop"), ("paper", "profiles/paper")])
+def test_scales_with_peers_make_their_environment_first(scale, folder):
+    asked = ".venv-peers" in make("--dry-run", "--always-make", "reproduce", f"SCALE={scale}").stdout
+    assert asked == bool(load_params(ROOT / folder / "params.yaml").peers)
 
 
 def nll(model, ids) -> float:

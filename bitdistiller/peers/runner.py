@@ -34,6 +34,7 @@ def main() -> None:
     for name in ("bits", "group-size", "iterations", "threads"):
         parser.add_argument(f"--{name}", type=int, required=name != "iterations")
     options = parser.parse_args()
+    versions = {name: metadata.version(name) for name in (PACKAGES[options.method], "torch", "transformers")}
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiling takes longer than it saves here, and wants a compiler
     os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # by default half the cores, each with all of torch's threads
 
@@ -44,7 +45,6 @@ def main() -> None:
     method = {"gptq": gptq, "hqq": hqq, "auto-round": auto_round}[options.method]
     found = method(options, load_file(options.ids)["input_ids"])
     found = {name: value.detach().float().contiguous() for name, value in found.items()}
-    versions = {name: metadata.version(name) for name in (PACKAGES[options.method], "torch", "transformers")}
     save_file(found, options.out, {"versions": json.dumps(versions)})
 
 
@@ -132,4 +132,4 @@ if __name__ == "__main__":
     try:
         main()
     except ImportError as error:
-        sys.exit(f"missing: {error}")
+        sys.exit(f"missing: {error.name or error}")
