@@ -156,7 +156,7 @@ def test_a_missing_study_is_answered_with_those_there_are(tmp_path):
     (tmp_path / "half.py").write_text("QUESTION = SOURCE = 'x'\n")
     (tmp_path / "_helper.py").write_text("")
     assert study_names(tmp_path) == ["half"]
-    with pytest.raises(UserError, match="lacks Params, table, figures, CLAIMS"):
+    with pytest.raises(UserError, match="lacks Params, CLAIMS, DESIGN"):
         load_study("half", tmp_path)
 
 
@@ -190,31 +190,6 @@ def test_a_missing_run_and_a_stale_one_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist; run `dvc repro`"):
         run_study("bit_scaling", params, tmp_path)
     assert not (tmp_path / "studies").exists()
-
-
-def test_a_new_study_needs_one_file_and_its_runs(tmp_path):
-    """What a follow-up's author writes: the contract and nothing else."""
-    root = tmp_path / "root"
-    (root / "studies").mkdir(parents=True)
-    (root / "reports" / "published").mkdir(parents=True)
-    (root / "studies" / "mine.py").write_text(
-        "from bitdistiller.analysis.rows import frame\n"
-        "from bitdistiller.analysis.study import StudyParams\n"
-        "QUESTION, SOURCE, CLAIMS = 'Is it so?', 'none', ()\n"
-        "class Params(StudyParams):\n"
-        "    run: str\n"
-        "    def students(self):\n"
-        "        return {'all': [self.run]}\n"
-        "def table(results):\n"
-        "    return frame([])\n"
-        "def figures(report):\n"
-        "    return {}\n"
-    )
-    section = bit_scaling_runs(tmp_path / "results", questions=20, seeds=1)
-    params = make_params(section, root=root)
-    params = params.model_copy(update={"studies": {"mine": {"full": section["full"], "run": "micro-int2-s0"}}})
-    report = run_study("mine", params, tmp_path / "results")
-    assert (report.question, [run.run for run in report.runs]) == ("Is it so?", ["micro-full", "micro-int2-s0"])
 
 
 def test_the_perplexity_to_judge_is_named_only_where_it_must_be(tmp_path):
