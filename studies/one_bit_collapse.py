@@ -78,15 +78,16 @@ CLAIMS = (
 
 def figures(report: StudyReport) -> dict[str, "Drawing"]:
     """The default ones, the share of zeros, and weights before and after training."""
+    from bitdistiller.report.figures import comparison_figures, conditions_panel
     from bitdistiller.report.weights import weight_distributions
 
-    from bitdistiller.report.figures import comparison_figures, conditions_panel
-
-    zeros = conditions_panel(
-        report.frame(),
-        "zeros",
-        "weights",
-        "share of weights that are zero",
-        "Share of quantized weights whose low-bit value is zero after training.",
-    )
-    return comparison_figures(report) | {"zeros": zeros} | weight_distributions(report, (TWO_BITS, INT_ASYM))
+    rows, drawings = report.frame(), comparison_figures(report)
+    if (rows["metric"] == "zeros").any():
+        drawings["zeros"] = conditions_panel(
+            rows,
+            "zeros",
+            "weights",
+            "share of weights that are zero",
+            "Share of quantized weights whose low-bit value is zero after training.",
+        )
+    return drawings | weight_distributions(report, (TWO_BITS, INT_ASYM))

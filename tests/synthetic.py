@@ -313,7 +313,7 @@ def default_truth(params: Params, run: str) -> Truth:
 
 
 def _quantizer(params: Params, run: str):
-    return params.quantizers[(params.runs.get(run) or params.ptq[run]).quantizer]
+    return params.quantizers[(params.runs | params.ptq | params.peers)[run].quantizer]
 
 
 def write_study(
@@ -491,9 +491,10 @@ def paired_tables(values: Sequence[Sequence[float]], task: str = "t", metric: st
 class Conditions(StudyParams):
     """Parameters of a study that is nothing but its conditions."""
 
+    full: dict[str, list[str]] = {}
     runs: dict[str, list[str]]
 
-    def conditions(self) -> dict[str, list[str]]:
+    def students(self) -> dict[str, list[str]]:
         return self.runs
 
 

@@ -448,5 +448,5 @@ def test_the_student_is_scored_with_low_bit_weights(world, fp32):
 
 
 def test_an_unknown_name_is_refused(world):
-    with pytest.raises(UserError, match=r"runs, ptq or baselines in params\.yaml has no entry 'nobody'"):
+    with pytest.raises(UserError, match=r"runs, ptq, peers or baselines in params\.yaml has no entry 'nobody'"):
         evaluate_run("nobody", *world)

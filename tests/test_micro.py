@@ -82,4 +82,4 @@ def test_pretraining_parameters_name_every_micro_model():
     file = load_pretrain_params(root / "pretrain" / "params.yaml")
     assert set(file.models) == set(MICRO_MODELS)
     assert {m.tokenizer for m in MICRO_MODELS.values()} <= set(file.tokenizers)
-    assert set(file.text) == set(load_params(root / "params.yaml").data["self-3m"].text)
+    assert set(file.text) == set(load_params(root / "params.yaml").training_text["by-3m"].text)

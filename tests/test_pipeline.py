@@ -123,7 +123,7 @@ def test_bad_input_is_one_sentence_and_keeps_what_there_is(world):
     before = (world / "results" / "runs" / "student2" / "scores.json").read_bytes()
     done = subprocess.run(["bitdistiller", "evaluate", "nobody"], cwd=world, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: runs or baselines in params.yaml has no entry 'nobody'")
+    assert done.stderr.startswith("error: runs, ptq, peers or baselines in params.yaml has no entry 'nobody'")
     assert done.stderr.count("\n") == 1
     assert (world / "results" / "runs" / "student2" / "scores.json").read_bytes() == before
 
@@ -176,4 +176,4 @@ def test_every_scale_is_the_same_pipeline_with_valid_parameters(profile):
             for runs in study_params(load_study(name, ROOT / "studies"), params).conditions().values()
             for run in runs
         }
-        assert named <= set(params.runs) | set(params.baselines)
+        assert named <= params.scored

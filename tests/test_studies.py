@@ -71,6 +71,63 @@ CASES: dict[str, dict[str, dict[str, dict]]] = {
             "undecided": {"CAKLD": {"kl": 0.2}, "TSLD": {"kl": 0.2, **NOISY}},
         },
     },
+    "one_bit_collapse": {
+        "distillation-fails": {
+            "supported": {},
+            "contradicted": {"binary, 1 bit": {"perplexity": 150.0}},
+            "undecided": {"binary, 1 bit": {"perplexity": 430.0, **NOISY}},
+        },
+        "the-grid-fails": {
+            "supported": {f"{grid}, 1 bit": {"perplexity": 150.0} for grid in ("binary", "binary-shifted")},
+            "contradicted": {"binary, 1 bit": {"perplexity": 900.0}},
+            "undecided": NEITHER,
+        },
+    },
+    "clipping": {
+        "needed-at-2-bits": {
+            "supported": {"2 bits, none": {"perplexity": 60.0}},
+            "contradicted": {"2 bits, none": {"perplexity": 36.0}},
+            "undecided": NEITHER,
+        },
+        "asymmetric": {
+            "supported": {"2 bits, symmetric": {"perplexity": 46.0}, "3 bits, symmetric": {"perplexity": 37.0}},
+            "contradicted": {"2 bits, symmetric": {"perplexity": 38.0}, "3 bits, symmetric": {"perplexity": 37.0}},
+            "undecided": NEITHER,
+        },
+    },
+    "formats": {
+        "nf-at-3-bits": {
+            "supported": {"NF-Asym, 3 bits": {"perplexity": 31.0}},
+            "contradicted": {"NF-Asym, 3 bits": {"perplexity": 37.0}},
+            "undecided": NEITHER,
+        },
+        "int-at-2-bits": {
+            "supported": {"NF-Asym, 2 bits": {"perplexity": 46.0}},
+            "contradicted": {"NF-Asym, 2 bits": {"perplexity": 38.0}},
+            "undecided": NEITHER,
+        },
+    },
+    "baselines": {
+        "beats-all": {
+            "supported": {"BitDistiller, 3 bits": {"perplexity": 31.0}, "BitDistiller, 2 bits": {"perplexity": 38.0}},
+            "contradicted": {"RTN, 2 bits": {"perplexity": 36.0}},
+            "undecided": NEITHER,
+        },
+    },
+    "size_and_bits": {
+        "larger-wins": {  # 1 bit of the medium model fits into the small one, 4 bits of the large into the medium one
+            "supported": {"3m, 1 bit": {"perplexity": 25.0}, "6m, 4 bits": {"perplexity": 25.0}},
+            "contradicted": {},
+            "undecided": {"3m, 1 bit": {"perplexity": 30.0, **NOISY}, "6m, 4 bits": {"perplexity": 25.0}},
+        },
+    },
+    "cost": {
+        "little-data": {
+            "supported": {"BitDistiller, 2 bits": {"perplexity": 32.0}},
+            "contradicted": {"BitDistiller, 2 bits": {"perplexity": 41.0}},
+            "undecided": {"BitDistiller, 2 bits": {"perplexity": 35.5, **NOISY}},
+        },
+    },
     "teacher_size": {
         "no-gain": {
             "supported": {},

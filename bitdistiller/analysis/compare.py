@@ -166,7 +166,7 @@ def _token_difference(metric: str, words: str, unit: Unit, condition: str, minus
 
 
 def _documents(results: Results, condition: str, metric: str, task: str | None) -> Panel:
-    return results.panel(condition, metric, [task or results.perplexity_task])
+    return results.panel(condition, metric, [results.text(task) if task else results.perplexity_task])
 
 
 def _chance(results: Results, tasks: Sequence[str] | None) -> float:

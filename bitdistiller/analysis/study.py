@@ -211,12 +211,16 @@ class Results:
 
     @cached_property
     def perplexity_task(self) -> str:
-        """The evaluation whose perplexity a study judges: the one it names, or the only one there is.
+        """The evaluation whose perplexity a study judges: the one it names, or the only one there is."""
+        return self.text(self.params.perplexity)
+
+    def text(self, wanted: str | None) -> str:
+        """The evaluation of a text by its name, or the only one there is.
 
         Raises:
             UserError: there is no such evaluation, or there are several and none was named.
         """
-        wanted, scores = self.params.perplexity, next(iter(self.runs.values())).scores.scores
+        scores = next(iter(self.runs.values())).scores.scores
         there = [score.task for score in scores if score.metric == "perplexity"]
         if wanted in there or (wanted is None and len(there) == 1):
             return wanted or there[0]

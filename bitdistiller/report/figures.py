@@ -134,7 +134,7 @@ def comparison_figures(report: StudyReport) -> dict[str, Drawing]:
     """Perplexity and mean accuracy of all conditions, and below them what the papers print of the same conditions."""
     rows = report.frame()
     perplexity = rows[(rows["kind"] == "mean") & (rows["metric"] == "perplexity")]
-    log = perplexity["value"].max() > LOG_RATIO * perplexity["value"].min()
+    log = _far_apart(perplexity["value"])
     chance = sum(report.chance.values()) / len(report.chance) if report.chance else None
     axis = "perplexity (log axis)" if log else "perplexity"
     drawings = {
@@ -159,10 +159,14 @@ def comparison_figures(report: StudyReport) -> dict[str, Drawing]:
             printed["task"].iloc[0],
             "perplexity",
             "Perplexity as the papers print it: other models, WikiText-2.",
-            printed["value"].max() > LOG_RATIO * printed["value"].min(),
+            _far_apart(printed["value"]),
             kind="published",
         )
     return drawings
+
+
+def _far_apart(values: pd.Series) -> bool:
+    return bool(values.max() > LOG_RATIO * values.min())
 
 
 def conditions_panel(
