@@ -78,7 +78,7 @@ def change(way: str) -> Measure:
                 update={"needs": "two data sets or more"}
             )
         error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-        estimate = Estimate(float(np.mean(logs)), error, len(logs) - 1, len(logs), seeds=1)
+        estimate = Estimate(float(np.mean(logs)), error, len(logs) - 1, len(logs), seeds=1, sample="data sets")
         return Quantity(f"{name}, mean over data sets", estimate, "percent", estimate.p_value())
 
     return measure

@@ -42,7 +42,7 @@ from bitdistiller.errors import UserError
 ALPHA = 0.05
 REPLICATES = 2000
 PERPLEXITY_ITEMS = "nll"
-Sample = Literal["items", "documents"]
+Sample = Literal["items", "documents", "data sets"]
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def cache_teacher(name: str, length: int, text: Path, folder: Path) -> TeacherRe
         text_sha256=sha256_file(text),
     )
     record.write(folder / "teacher.json")
-    (folder / "vocabulary.json").write_text(json.dumps(teacher.tokenizer.get_vocab()))
+    (folder / "vocabulary.json").write_text(json.dumps(teacher.tokenizer.get_vocab(), sort_keys=True))
     return record
 
 
