@@ -237,18 +237,43 @@ def study(
 
 @app.command()
 def report(params: ParamsPath = DEFAULT_PARAMS) -> None:
-    """Draw figures and write reports/report.md and reports/report.html from results on disk."""
+    """Write the report's pages, tables and figures into reports/ from results on disk; open reports/index.html."""
     from bitdistiller.report import build_report
 
-    print(build_report(_load(params), RESULTS, Path("reports")))
+    print(build_report(_load(params), params, RESULTS, Path("reports")))
+
+
+@app.command()
+def trace(
+    cell: Annotated[
+        str, typer.Argument(help="TABLE.csv:ROW,COLUMN of reports/tables; labels, or numbers from 1.", metavar="CELL")
+    ],
+    params: ParamsPath = DEFAULT_PARAMS,
+) -> None:
+    """Print where a number of a table comes from: study, runs, parameters, data, commit, machine, command."""
+    from bitdistiller.analysis.study import published_dir
+    from bitdistiller.report import all_scales
+    from bitdistiller.report.trace import trace as trace_cell
+
+    loaded = _load(params)
+    for line in trace_cell(cell, all_scales(loaded, params, RESULTS), published_dir(loaded)):
+        print(line)
+
+
+@app.command()
+def publish(params: ParamsPath = DEFAULT_PARAMS) -> None:
+    """Copy what this scale's studies found to reports/scales of the project: the report of every scale shows it."""
+    from bitdistiller.report import publish as publish_scale
+
+    print(publish_scale(params, RESULTS))
 
 
 @app.command()
 def verdicts(params: ParamsPath = DEFAULT_PARAMS) -> None:
     """Print one line a claim: outcome, effect and 95 % interval."""
-    from bitdistiller.report import verdict_lines
+    from bitdistiller.report import own_scale, verdict_lines
 
-    for line in verdict_lines(_load(params), RESULTS):
+    for line in verdict_lines(own_scale(_load(params), params, RESULTS)):
         print(line)
 
 

@@ -28,6 +28,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from graphlib import TopologicalSorter
+from itertools import chain
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -105,7 +106,8 @@ class _PromptLock(Lock):
 class Pipeline:
     """The stages that `dvc repro` would visit for the same targets, as DVC sees them.
 
-    ``stages`` maps names to DVC's stages in DVC's order, ``needs`` to the names of those whose outputs a stage uses.
+    ``stages`` maps names to DVC's stages, first those that the first target needs; ``needs`` maps them to the names of
+    those whose outputs a stage uses.
     ``outdated`` are the names that have to be visited: stages that changed, and all that depend on one.
     """
 
@@ -121,7 +123,7 @@ class Pipeline:
         with self._repo.lock:
             _drop_torn(Path(self._repo.tmp_dir) / "rwlock")
             graph = get_active_graph(self._repo.index.graph)
-            plan = plan_repro(graph, self._collect(targets))
+            plan = dict.fromkeys(chain.from_iterable(plan_repro(graph, [stage]) for stage in self._collect(targets)))
             self.stages = {stage.addressing: stage for stage in plan}
             self.needs = {stage.addressing: {need.addressing for need in graph.successors(stage)} for stage in plan}
             self.outdated: list[str] = []

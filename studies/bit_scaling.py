@@ -382,6 +382,14 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
             caption="Share of full precision's mean accuracy that is kept: plain, which credits guessing, and with "
             "chance subtracted.",
         ),
+        "retention-plain-published": published_panel(
+            rows,
+            "retention",
+            MEAN,
+            "share of full precision kept",
+            caption="Share of full precision's mean accuracy that is kept, as the follow-up computes it, from the "
+            "averages that the papers print. A model that guesses keeps a large share of it.",
+        ),
         "retention-published": published_panel(
             rows,
             "retention_above_chance",

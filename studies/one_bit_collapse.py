@@ -77,9 +77,9 @@ CLAIMS = (
 
 
 def figures(report: StudyReport) -> dict[str, "Drawing"]:
-    """The default ones, the share of zeros, and weights before and after training."""
+    """The default ones, the share of zeros, error and zeros of every layer, weights before and after training."""
     from bitdistiller.report.figures import comparison_figures, conditions_panel
-    from bitdistiller.report.weights import weight_distributions
+    from bitdistiller.report.weights import layer_figures, weight_distributions
 
     rows, drawings = report.frame(), comparison_figures(report)
     if (rows["metric"] == "zeros").any():
@@ -90,4 +90,5 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
             "share of weights that are zero",
             "Share of quantized weights whose low-bit value is zero after training.",
         )
-    return drawings | weight_distributions(report, (TWO_BITS, INT_ASYM))
+    students = list(report.params["runs"])
+    return drawings | layer_figures(report, students) | weight_distributions(report, (TWO_BITS, INT_ASYM))

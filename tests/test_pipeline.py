@@ -54,6 +54,7 @@ def world(tmp_path_factory, tiny_model):
         shutil.copy(ROOT / name, folder)
     for name in ("bitdistiller", "studies", "reports/templates", "reports/published"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("weights", "__pycache__"))
+    (folder / "reports" / "scales").mkdir()
     params = pipeline_params(tiny_model, text)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     dvc(folder, "init", "--no-scm", "--quiet")
@@ -75,9 +76,9 @@ def would_run(folder: Path) -> set[str]:
 def test_one_command_leaves_results_verdicts_and_a_report(world):
     verdicts = json.loads((world / "results" / "studies" / "bit_scaling.json").read_text())
     assert verdicts["claims"]
-    page = (world / "reports" / "report.html").read_text()
+    page = (world / "reports" / "studies" / "bit_scaling.html").read_text()
     assert "<svg" in page and "http-equiv" not in page
-    assert (world / "reports" / "report.md").exists()
+    assert all((world / "reports" / name).exists() for name in ("index.html", "report.md"))
     for name in ("student2", "full", "random", "rounded"):
         scores = json.loads((world / "results" / "runs" / name / "scores.json").read_text())
         assert {score["task"] for score in scores["scores"]} == {"heldout", "continuation"}

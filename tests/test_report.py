@@ -1,4 +1,4 @@
-"""The report: self-contained, well-formed, the same bytes every time, and every number from a file."""
+"""The report: a site that needs no network, well-formed, the same bytes every time, and every number from a file."""
 
 import re
 import shutil
@@ -8,29 +8,49 @@ from xml.etree import ElementTree
 import matplotlib
 import pandas as pd
 import pytest
+import yaml
 
-from bitdistiller.analysis.study import run_study
+from bitdistiller.analysis.study import StudyReport, run_study
+from bitdistiller.assets import sha256_file
+from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
-from bitdistiller.report import build_report, tables, verdict_lines
+from bitdistiller.report import all_scales, build_report, cells, own_scale, publish, tables, verdict_lines
 from bitdistiller.report.figures import INK, LOOK, SERIES, Drawing, axes, inline_svg, save
+from bitdistiller.report.trace import trace
 from tests.synthetic import ROOT, Truth, bit_scaling_runs, make_params
 
 TASKS = {"piqa": 0.5, "arc_easy": 0.25}
 
 
+def written(params, folder):
+    """The parameter file of a synthetic scale."""
+    file = folder / "params.yaml"
+    file.write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    return file
+
+
+def build(params, folder, out):
+    return build_report(params, written(params, folder), folder / "results", out)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A report over two tasks, its runs deleted before it was built: drawing needs only the study's record."""
-    folder = tmp_path_factory.mktemp("report")
-    params = make_params(
-        bit_scaling_runs(
-            folder, questions=200, chance=TASKS, truths={"full": Truth(0.6, 30.0), 1: Truth(0.375, 1500.0)}
-        )
-    )
-    report = run_study("bit_scaling", params, folder)
-    shutil.rmtree(folder / "runs")
-    build_report(params, folder, folder / "reports")
-    return folder, params, report
+    """The report of a project with two scales: micro's own, and a published one. It is drawn when the runs are gone."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("studies", "reports/templates", "reports/published"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).symlink_to(ROOT / name)
+    truths = {"full": Truth(0.6, 30.0), 1: Truth(0.375, 1500.0)}
+    for folder, scale, seeds in ((root, "micro", 2), (root / "profiles" / "large", "large, 1 seed", 1)):
+        section = bit_scaling_runs(folder / "results", questions=200, seeds=seeds, chance=TASKS, truths=truths)
+        params = make_params(section, scale=scale, root=root)
+        run_study("bit_scaling", params, folder / "results")
+        shutil.rmtree(folder / "results" / "runs")
+        written(params, folder)
+    publish(folder / "params.yaml", folder / "results")
+    params = load_params(root / "params.yaml")
+    build(params, root, root / "reports")
+    return root, params, StudyReport.read(root / "results" / "studies" / "bit_scaling.json")
 
 
 class Page(HTMLParser):
@@ -62,64 +82,125 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_is_well_formed_and_needs_nothing_else(built):
-    source = (built[0] / "reports" / "report.html").read_text()
-    page = Page(source)
-    assert page.open == [] and "script" not in page.tags and "link" not in page.tags
-    assert len(page.ids) == len(set(page.ids))
-    assert page.references and all(ref.startswith("#") and ref[1:] in page.ids for ref in page.references)
-    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
-    assert set(re.findall(r"https?://[^\"'\s<>)]+", source)) <= namespaces
-    assert "@import" not in source and not re.findall(r"url\((?!#)", source)
-    for piece in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
-        ElementTree.fromstring(piece)
+def pages(out):
+    return {path.relative_to(out): Page(path.read_text()) for path in sorted(out.rglob("*.html"))}
 
 
-def test_the_page_holds_every_verdict_and_every_run(built):
-    text = " ".join(Page((built[0] / "reports" / "report.html").read_text()).text)
+def test_pages_are_well_formed_and_need_no_network(built):
+    out = built[0] / "reports"
+    found = pages(out)
+    assert {str(path.parent) for path in found} == {".", "studies", "runs"} and len(found) == 3 + len(built[2].runs) + 5
+    for path, page in found.items():
+        source = (out / path).read_text()
+        assert page.open == [] and "script" not in page.tags
+        assert len(page.ids) == len(set(page.ids))
+        namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+        assert set(re.findall(r"https?://[^\"'\s<>)]+", source)) <= namespaces
+        assert "@import" not in source and not re.findall(r"url\((?!#)", source)
+        for piece in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
+            ElementTree.fromstring(piece)
+
+
+def test_every_link_leads_somewhere(built):
+    out = built[0] / "reports"
+    found = pages(out)
+    links = [(path, ref) for path, page in found.items() for ref in page.references if not ref.startswith("data:")]
+    assert len(links) > 200
+    for path, ref in links:
+        file, _, place = ref.partition("#")
+        target = (out / path.parent / file).resolve() if file else out / path
+        assert target.is_file(), (path, ref)
+        if place:
+            assert place in found[target.relative_to(out.resolve()) if file else path].ids, (path, ref)
+
+
+def text_of(path):
+    return " ".join(Page(path.read_text()).text)
+
+
+def test_every_verdict_of_every_scale_is_on_the_first_page(built):
+    text = text_of(built[0] / "reports" / "index.html")
+    large = StudyReport.read(built[0] / "reports" / "scales" / "large-1-seed" / "studies" / "bit_scaling.json")
+    for report in (built[2], large):
+        for claim in report.claims:
+            assert claim.sentence in text and claim.verdict.text in text and claim.verdict.description in text
+    assert "large, 1 seed scale" in text and "micro scale" in text
+
+
+def test_a_study_page_holds_explanations_and_links_its_runs(built):
+    text = text_of(built[0] / "reports" / "studies" / "bit_scaling.html")
     markdown = (built[0] / "reports" / "report.md").read_text()
     for claim in built[2].claims:
         for piece in (claim.sentence, claim.verdict.text, claim.verdict.explanation, claim.verdict.outcome):
             assert piece in text and piece in markdown
+    page = Page((built[0] / "reports" / "studies" / "bit_scaling.html").read_text())
     for run in built[2].runs:
         assert run.run in text and run.run in markdown
-        assert run.environment.commit in text
+        assert f"../runs/micro-{run.run}.html" in page.references
+
+
+def test_a_run_page_says_how_it_was_made(built):
+    run = next(run for run in built[2].runs if run.training)
+    text = text_of(built[0] / "reports" / "runs" / f"micro-{run.run}.html")
+    assert run.environment.commit in text and run.environment.machine in text and run.origin in text
+    assert f"bitdistiller reproduce train@{run.run} evaluate@{run.run}" in text
+    assert all(data["sha256"] in text for data in run.data.values())
+    other = text_of(built[0] / "reports" / "runs" / f"large-1-seed-{run.run}.html")
+    assert "cd profiles/large && bitdistiller reproduce" in other
 
 
 def test_the_origin_of_the_weights_stands_where_their_numbers_are(built):
-    for name in ("report.html", "report.md"):
-        source = (built[0] / "reports" / name).read_text()
-        place = source.index(built[2].runs[0].origin)
-        heading = source.rindex("Measured beside published", 0, place)
-        assert heading < place < source.index("TinyLlama-1.1B (follow-up)", place)
+    origin = built[2].runs[0].origin
+    source = (built[0] / "reports" / "report.md").read_text()
+    place = source.index(origin)
+    heading = source.rindex("Measured beside published", 0, place)
+    assert heading < place < source.index("TinyLlama-1.1B (follow-up)", place)
+    source = (built[0] / "reports" / "studies" / "bit_scaling.html").read_text()
+    for slug in ("micro", "large-1-seed"):
+        place = source.index(origin, source.index(f'id="{slug}-title"'))
+        assert place < source.index("TinyLlama-1.1B (follow-up)", place)
+    assert origin in (built[0] / "reports" / "runs" / f"micro-{built[2].runs[0].run}.html").read_text()
 
 
 def test_markdown_points_at_figures_that_exist(built):
     out = built[0] / "reports"
     paths = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (out / "report.md").read_text())
-    assert len(paths) == 8
+    assert len(paths) == 9
     for path in paths:
         ElementTree.parse(out / path)
         assert (out / path).with_suffix(".png").stat().st_size > 5000
+        assert b"/FontFile2" in (out / path).with_suffix(".pdf").read_bytes()
 
 
 def test_building_twice_gives_the_same_bytes(built):
     folder, params, _ = built
-    build_report(params, folder, folder / "again")
+    build(params, folder, folder / "again")
     files = sorted(p.relative_to(folder / "again") for p in (folder / "again").rglob("*") if p.is_file())
     assert len(files) > 20
     for name in files:
         assert (folder / "again" / name).read_bytes() == (folder / "reports" / name).read_bytes(), name
 
 
-def test_only_the_paper_scale_may_be_compared_in_absolute_terms(built):
+def test_every_table_below_paper_scale_says_so(built, tmp_path):
     folder, params, _ = built
+    note = "not comparable with the papers' absolute numbers"
     small = (folder / "reports" / "report.md").read_text()
-    titles = re.findall(r"\*\*(.*measured beside published.*)\*\*", small)
-    assert len(titles) == 4 and all("not comparable with the papers' absolute numbers" in t for t in titles)
-    build_report(params.model_copy(update={"scale": "paper"}), folder, folder / "paper")
-    assert "not comparable" not in (folder / "paper" / "report.md").read_text()
-    assert "not comparable" not in (folder / "paper" / "report.html").read_text()
+    titles = re.findall(r"^\*\*([^✓✗?].*)\*\*$", small, flags=re.MULTILINE)
+    assert len(titles) > 5 and all(note in title for title in titles)
+    for path, page in pages(folder / "reports").items():
+        source = (folder / "reports" / path).read_text()
+        captions = re.findall(r'<p class="caption"[^>]*>(.*?)</p>', source, flags=re.DOTALL)
+        assert len(captions) == page.tags.count("table") - source.count('class="verdicts judged"')
+        assert all("not comparable" in caption for caption in captions), path
+    alone = params.model_copy(update={"scale": "paper", "root": str(tmp_path / "none")})
+    for name in ("studies", "reports/templates", "reports/published"):
+        (tmp_path / "none" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "none" / name).symlink_to(ROOT / name)
+    built[2].model_copy(update={"scale": "paper"}).write(tmp_path / "results" / "studies" / "bit_scaling.json")
+    build(alone, tmp_path, tmp_path)
+    assert "not comparable" not in (tmp_path / "report.md").read_text()
+    for path in pages(tmp_path):
+        assert "not comparable" not in (tmp_path / path).read_text(), path
 
 
 def test_measured_and_published_never_share_a_row(built):
@@ -127,8 +208,8 @@ def test_measured_and_published_never_share_a_row(built):
         origins = {model: origin for origin, model in table.index}
         assert len(origins) == len(table)
         assert list(origins.values()) == ["measured here"] + ["published"] * 5
-        assert table.loc["measured here"].map(lambda cell: "[" in cell).all(axis=None)
-        assert not table.loc["published"].map(lambda cell: "[" in cell).any(axis=None)
+        assert table.loc["measured here"].map(lambda cell: "[" in str(cell)).all(axis=None)
+        assert not table.loc["published"].map(lambda cell: "[" in str(cell)).any(axis=None)
 
 
 def test_task_table_starts_with_chance(built):
@@ -139,29 +220,88 @@ def test_task_table_starts_with_chance(built):
 
 def test_verdict_lines_are_one_a_claim(built):
     folder, params, report = built
-    lines = verdict_lines(params, folder)
+    lines = verdict_lines(own_scale(params, folder / "params.yaml", folder / "results"))
     assert len(lines) == len(report.claims)
     for line, claim in zip(lines, report.claims, strict=True):
         assert claim.verdict.outcome in line and f"bit_scaling/{claim.id}" in line and line.endswith(claim.verdict.text)
 
 
+def chain(built, cell):
+    folder, params, _ = built
+    scales = all_scales(params, folder / "params.yaml", folder / "results")
+    return "\n".join(trace(cell, scales, ROOT / "reports" / "published"))
+
+
+def test_a_measured_cell_is_traced_to_its_runs(built):
+    runs = [run.run for run in built[2].runs if run.condition == "2 bits"]
+    text = chain(built, "reports/tables/bit_scaling.csv:2 bits,Perplexity")
+    row = next(
+        row for row in built[2].rows if (row.kind, row.condition) == ("mean", "2 bits") and row.metric == "perplexity"
+    )
+    assert f"{row.value:.8g}" in text and sha256_file(built[0] / "results" / "studies" / "bit_scaling.json") in text
+    for run in runs:
+        assert f"run       {run}:" in text and f"bitdistiller reproduce train@{run} evaluate@{run}" in text
+    assert text.count("run       ") == len(runs) and built[2].runs[0].environment.commit in text
+
+
+def test_numbers_name_the_same_cell_as_labels(built):
+    columns = list(tables.by_condition(built[2]))
+    assert columns[1] == "Mean accuracy, %"
+    by_label = chain(built, "tables/bit_scaling.csv:2 bits,Mean accuracy, %")
+    assert by_label == chain(built, "tables/bit_scaling.csv:3,2")
+
+
+def test_cells_of_other_scales_papers_and_verdicts_are_traced(built):
+    assert "profiles/large" in chain(built, "reports/tables/large-1-seed/bit_scaling.csv:2 bits,Perplexity")
+    text = chain(built, "tables/bit_scaling-acc.csv:TinyLlama-1.1B (follow-up),2 bits")
+    assert "0.4071" in text and "followup_bits.csv" in text and "tables 1-3" in text
+    claim = built[2].claims[0]
+    text = chain(built, f"tables/verdicts.csv:bit_scaling/{claim.id},micro")
+    assert claim.verdict.explanation in text and all(run.run in text for run in built[2].runs)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("nothing", r"write it as reports/tables/NAME\.csv:ROW,COLUMN"),
+        ("tables/nothing.csv:1,1", r"nothing\.csv is no table whose cells come from runs; there are bit_scaling"),
+        ("tables/bit_scaling.csv:7 bits,Perplexity", "has no row for .* it has full precision; 3 bits"),
+        ("tables/bit_scaling.csv:2 bits,Joy", "has no column for .* it has Perplexity"),
+        ("tables/bit_scaling-tasks.csv:chance,piqa", "no result of a run"),
+    ],
+)
+def test_cells_that_cannot_be_traced_are_refused(built, cell, message):
+    with pytest.raises(UserError, match=message):
+        chain(built, cell)
+
+
+def test_publishing_replaces_what_was_there_and_needs_a_study(built, tmp_path):
+    folder = built[0] / "profiles" / "large"
+    stale = built[0] / "reports" / "scales" / "large-1-seed" / "studies" / "gone.json"
+    stale.write_text("{}")
+    assert publish(folder / "params.yaml", folder / "results") == stale.parent.parent and not stale.exists()
+    with pytest.raises(UserError, match="has no study of"):
+        publish(folder / "params.yaml", tmp_path)
+
+
 def test_a_study_that_was_not_computed_is_named(tmp_path):
-    params = make_params(bit_scaling_runs(tmp_path, questions=10))
+    params = make_params(bit_scaling_runs(tmp_path / "results", questions=10))
     with pytest.raises(UserError, match=r"bit_scaling\.json does not exist; run `dvc repro`"):
-        build_report(params, tmp_path, tmp_path / "reports")
+        build(params, tmp_path, tmp_path / "reports")
 
 
 def test_a_study_whose_full_precision_is_at_chance_still_makes_a_report(tmp_path):
-    params = make_params(bit_scaling_runs(tmp_path, questions=60, seeds=1, truths={"full": Truth(0.25, 30.0)}))
-    run_study("bit_scaling", params, tmp_path)
-    build_report(params, tmp_path, tmp_path / "reports")
+    section = bit_scaling_runs(tmp_path / "results", questions=60, seeds=1, truths={"full": Truth(0.25, 30.0)})
+    params = make_params(section)
+    run_study("bit_scaling", params, tmp_path / "results")
+    build(params, tmp_path, tmp_path / "reports")
     text = (tmp_path / "reports" / "report.md").read_text()
     assert "nothing to keep" in text and "not defined" in text
 
 
 def test_latex_escapes_what_latex_would_eat():
     table = pd.DataFrame({"a_b": ["50 % & −1 ×"]}, index=["x#1"])
-    source = tables.to_latex(table, "c_d", "name")
+    source = cells.to_latex(table, "c_d", "name")
     for escaped in (r"a\_b", r"50 \% \& $-$1 $\times$", r"x\#1", r"\caption{c\_d}"):
         assert escaped in source
     assert source.count(r"\toprule") == source.count(r"\bottomrule") == 1
@@ -169,8 +309,8 @@ def test_latex_escapes_what_latex_would_eat():
 
 def test_markdown_and_html_escape_their_own_signs():
     table = pd.DataFrame({"a": ["x|y", "<b> [1, 2]"]}, index=["1", "2"])
-    assert r"x\|y" in tables.to_markdown(table)
-    assert '&lt;b&gt; <span class="interval">[1, 2]</span>' in tables.to_html(table, "cap")
+    assert r"x\|y" in cells.to_markdown(table)
+    assert '&lt;b&gt; <span class="interval">[1, 2]</span>' in cells.to_html(table, "cap")
 
 
 @pytest.mark.parametrize(
@@ -194,8 +334,9 @@ def test_inlined_figures_follow_the_theme_and_keep_their_ids_apart(tmp_path):
     with matplotlib.rc_context(LOOK):
         figure, ax = axes("title", "y")
         ax.plot([1, 2], [3, 4], color=SERIES[0])
-    source = save(Drawing(figure, "caption"), tmp_path / "x")
+    source = save(Drawing(figure, "caption"), tmp_path / "x", "from here")
     assert INK in source and "<dc:date>" not in source
+    assert "from here" in source and b"from here" in (tmp_path / "x.png").read_bytes()
     piece = inline_svg(source, "one", "A <title>")
     assert INK not in piece and "var(--ink)" in piece and "var(--series-1)" in piece
     ids = re.findall(r'\bid="([^"]+)"', piece)

@@ -141,6 +141,7 @@ class RunSummary(Record):
     scoring: Cost
     training: TrainingRecord | None
     weights: WeightSummary | None
+    parameters_used: dict
 
 
 class StudyReport(Record):
@@ -412,6 +413,7 @@ def _summaries(results: Results) -> list[RunSummary]:
                     "data",
                     "environment",
                     "weights",
+                    "parameters_used",
                 }
             )
             summaries.append(

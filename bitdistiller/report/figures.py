@@ -1,19 +1,22 @@
 """Figures with one look: column width, colours that colour-blind readers can tell apart, the same bytes every time.
 
 Every series has a colour of the Okabe-Ito palette and a marker of its own, so that neither colour vision nor colour
-print is needed. Text is drawn as outlines (``svg.fonttype: path``): a figure looks the same on every machine, with no
-font to fetch, and its words are repeated in the caption and the title element. Ids are salted with a constant and no
-date is written, so an unchanged figure is an unchanged file.
+print is needed. In SVG text is drawn as outlines (``svg.fonttype: path``), in PDF its font is embedded: a figure looks
+the same on every machine, with no font to fetch, and its words are repeated in the caption and the title element. Ids
+are salted with a constant and no date is written, so an unchanged figure is an unchanged file; where its numbers come
+from is written into each.
 
 A figure is one column wide (3.4 inches). Panels that belong together are separate figures that the page puts side by
 side, since two panels in one image are too small to read on a phone. In the page the ink, paper and series colours
-become CSS variables and so follow the reader's light or dark theme; the files on disk have a white ground.
+become CSS variables and so follow the reader's light or dark theme; the files on disk (SVG, PDF, PNG) have a white
+ground.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from io import StringIO
 from pathlib import Path
 from typing import Literal
 
@@ -28,11 +31,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from bitdistiller.analysis.published import paper_of
 from bitdistiller.analysis.study import StudyReport
 from bitdistiller.analysis.verdict import digits
+from bitdistiller.results import TrainingRecord
 
 COLUMN_INCHES = 3.4
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b07d00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-LOG_RATIO = 3  # values further apart get a logarithmic axis
+LOG_RATIO = 4  # values further apart get a logarithmic axis
 LEGEND_SIGNS, LEGEND_KEY_SIGNS = 66, 6  # of legend text across a figure; that a key takes
 MANY_POINTS = 20  # a curve with as many needs no markers
 INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#d8dce1", "#ffffff"
@@ -42,6 +46,7 @@ _THEMED = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"} | {
 LOOK = {
     "svg.fonttype": "path",
     "svg.hashsalt": "bitdistiller",
+    "pdf.fonttype": 42,  # embedded as TrueType, which submission systems ask for
     "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -151,17 +156,22 @@ def comparison_figures(report: StudyReport) -> dict[str, Drawing]:
             "Mean accuracy over tasks with 95 % intervals; the dashed line is chance.",
             chance=chance,
         )
-    printed = rows[(rows["kind"] == "published") & (rows["metric"] == "perplexity")]
-    if len(printed):
-        drawings["perplexity-published"] = conditions_panel(
-            rows,
-            "perplexity",
-            printed["task"].iloc[0],
-            "perplexity",
-            "Perplexity as the papers print it: other models, WikiText-2.",
-            _far_apart(printed["value"]),
-            kind="published",
-        )
+    for name, metric, label, data in (
+        ("perplexity", "perplexity", "perplexity", "WikiText-2"),
+        ("accuracy", "acc", "mean accuracy", "other tasks"),
+    ):
+        printed = rows[(rows["kind"] == "published") & (rows["metric"] == metric)]
+        printed = printed[(printed["task"] == "mean") | (printed["metric"] == "perplexity")]
+        if len(printed):
+            drawings[f"{name}-published"] = conditions_panel(
+                rows,
+                metric,
+                printed["task"].iloc[0],
+                label,
+                f"{label.capitalize()} as the papers print it: other models, {data}.",
+                _far_apart(printed["value"]),
+                kind="published",
+            )
     return drawings
 
 
@@ -206,7 +216,7 @@ def conditions_panel(
             _draw_seeds(ax, shown[shown["kind"] == "run"], places)
             _number_conditions(ax, centres, places, log)
         if log:
-            _log_axis(ax, "x")
+            log_axis(ax, "x")
         else:
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         ax.set_yticks(list(places.values()), list(places))
@@ -262,8 +272,8 @@ def size_panel(rows: pd.DataFrame, metric: str, xlabel: str, caption: str) -> Dr
             style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
             ax.errorbar(part["level"], part["value"], yerr=spread, label=model, elinewidth=1, capsize=2, **style)
         ax.set_xlabel(xlabel)
-        _log_axis(ax, "x")
-        _log_axis(ax)
+        log_axis(ax, "x")
+        log_axis(ax)
         figure.legend(loc="outside lower left", ncols=3)
     return Drawing(figure, caption)
 
@@ -362,12 +372,12 @@ def _format(value: float, log: bool) -> str:
     return digits(value, 2 if not log else 0 if value >= 100 else 1)
 
 
-def _log_axis(ax: Axes, side: Literal["x", "y"] = "y") -> None:
+def log_axis(ax: Axes, side: Literal["x", "y"] = "y") -> None:
     """A logarithmic axis with readable numbers; powers of ten alone where more would crowd."""
     ax.set(**{f"{side}scale": "log"})
     axis, (low, high) = getattr(ax, f"{side}axis"), getattr(ax, f"get_{side}lim")()
     crowded = high / low > (1e3 if side == "y" else 1e2)
-    axis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5), numticks=12))
+    axis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5), numticks=6 if crowded else 12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -379,7 +389,7 @@ def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None)
     if len(whole) < len(places):
         ax.axvline(max(whole) + 0.675, color=GRID, linewidth=0.8)
     if log:
-        _log_axis(ax)
+        log_axis(ax)
         low, high = ax.get_ylim()
         ax.set_ylim(low, high * (high / low) ** 0.08)
     else:
@@ -403,46 +413,61 @@ def training_curves(report: StudyReport) -> dict[str, Drawing]:
 
     Empty when no run of the study was trained.
     """
-    kinds = {
-        "training-loss": ("loss", "training loss", "Training loss per step (log axis); one line a seed."),
-        "training-perplexity": (
-            "validation_perplexity",
-            "validation perplexity",
-            "Perplexity on validation text along training (log axis); one line a seed.",
+    trained = [(summary.condition, summary.training) for summary in report.runs if summary.training]
+    return {f"training-{name}": drawing for name, drawing in _both_curves(trained).items()}
+
+
+def run_curves(training: TrainingRecord) -> dict[str, Drawing]:
+    """Loss and validation perplexity of one run; empty where none was recorded."""
+    return _both_curves([("", training)])
+
+
+def _both_curves(trained: Sequence[tuple[str, TrainingRecord]]) -> dict[str, Drawing]:
+    drawings = {
+        "loss": _curves(trained, "loss", "training loss", "Training loss per step"),
+        "perplexity": _curves(
+            trained, "validation_perplexity", "validation perplexity", "Perplexity on validation text along training"
         ),
     }
-    drawings = {name: _curves(report, *kind) for name, kind in kinds.items()}
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 
-def _curves(report: StudyReport, field: str, ylabel: str, caption: str) -> Drawing | None:
-    trained = [summary for summary in report.runs if summary.training]
-    conditions = list(dict.fromkeys(summary.condition for summary in trained))
-    drawn = False
+def _curves(trained: Sequence[tuple[str, TrainingRecord]], field: str, label: str, what: str) -> Drawing | None:
+    """One quantity along training of runs, which come with the labels of their conditions."""
+    lines = [(condition, _points(training, field)) for condition, training in trained]
+    lines = [(condition, points) for condition, points in lines if points]
+    if not lines:
+        return None
+    conditions, labelled = list(dict.fromkeys(condition for condition, _ in trained)), set()
+    log = _far_apart(pd.Series([value for _, points in lines for _, value in points]))
+    axis = " (log axis)" if log else ""
     with matplotlib.rc_context(LOOK):
-        figure, ax = axes("Measured: training", ylabel)
-        for summary in trained:
-            index = conditions.index(summary.condition)
-            points = [(point.step, getattr(point, field)) for point in summary.training.curve]
-            points = [(step, value) for step, value in points if value is not None]
-            first = next(s for s in trained if s.condition == summary.condition) is summary
-            if points:
-                drawn = True
-                ax.plot(
-                    *zip(*points, strict=True),
-                    color=SERIES[index % len(SERIES)],
-                    linewidth=1,
-                    alpha=0.85,
-                    marker=MARKERS[index % len(MARKERS)] if len(points) < MANY_POINTS else None,
-                    markersize=3,
-                    label=summary.condition if first else None,
-                )
-        if not drawn:
-            return None
+        figure, ax = axes("Measured: training", label + axis)
+        for condition, points in lines:
+            index = conditions.index(condition)
+            ax.plot(
+                *zip(*points, strict=True),
+                color=SERIES[index % len(SERIES)],
+                linewidth=1,
+                alpha=0.85,
+                marker=MARKERS[index % len(MARKERS)] if len(points) < MANY_POINTS else None,
+                markersize=3,
+                label=None if condition in labelled else condition,
+            )
+            labelled.add(condition)
         ax.set_xlabel("step")
-        _log_axis(ax)
-        figure.legend(loc="outside lower left", ncols=_legend_columns(conditions))
-    return Drawing(figure, caption)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if log:
+            log_axis(ax)
+        if len(conditions) > 1:
+            figure.legend(loc="outside lower left", ncols=_legend_columns(conditions))
+    seeds = "; one line a seed" if len(trained) > 1 else ""
+    return Drawing(figure, f"{what}{axis}{seeds}.")
+
+
+def _points(training: TrainingRecord, field: str) -> list[tuple[int, float]]:
+    points = [(point.step, getattr(point, field)) for point in training.curve]
+    return [(step, value) for step, value in points if value is not None]
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
@@ -450,14 +475,32 @@ def _legend_columns(labels: Sequence[str]) -> int:
     return max(1, min(4, LEGEND_SIGNS // (max(map(len, labels), default=1) + LEGEND_KEY_SIGNS)))
 
 
-def save(drawing: Drawing, stem: Path) -> str:
-    """Write ``STEM.svg`` and ``STEM.png`` (300 dpi) and return the SVG source; equal drawings give equal bytes."""
+def save(drawing: Drawing, stem: Path, source: str) -> str:
+    """Write ``STEM.svg``, ``STEM.pdf`` and ``STEM.png`` (300 dpi) and return the SVG; equal drawings give equal bytes.
+
+    Args:
+        source: where its numbers come from; all three files carry it as metadata.
+    """
     stem.parent.mkdir(parents=True, exist_ok=True)
+    svg = to_svg(drawing, source)
+    stem.with_suffix(".svg").write_text(svg)
+    drawing.figure.set_layout_engine(
+        "none"
+    )  # what the first drawing laid out stays; laying out costs as much as drawing
+    undated = {"CreationDate": None, "Creator": None, "Producer": None}
+    with matplotlib.rc_context(LOOK):
+        drawing.figure.savefig(stem.with_suffix(".pdf"), metadata=undated | {"Subject": source})
+        drawing.figure.savefig(stem.with_suffix(".png"), dpi=300, metadata={"Software": None, "Description": source})
+    return svg
+
+
+def to_svg(drawing: Drawing, source: str) -> str:
+    """The figure as SVG, with ``source`` as its metadata."""
+    buffer = StringIO()
     with matplotlib.rc_context(LOOK):
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        drawing.figure.savefig(stem.with_suffix(".svg"), metadata=nothing)
-        drawing.figure.savefig(stem.with_suffix(".png"), dpi=300, metadata={"Software": None})
-    return stem.with_suffix(".svg").read_text()
+        drawing.figure.savefig(buffer, format="svg", metadata=nothing | {"Description": source})
+    return buffer.getvalue()
 
 
 def inline_svg(source: str, name: str, title: str) -> str:
