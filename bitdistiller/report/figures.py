@@ -377,7 +377,7 @@ def log_axis(ax: Axes, side: Literal["x", "y"] = "y") -> None:
     ax.set(**{f"{side}scale": "log"})
     axis, (low, high) = getattr(ax, f"{side}axis"), getattr(ax, f"get_{side}lim")()
     crowded = high / low > (1e3 if side == "y" else 1e2)
-    axis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5), numticks=6 if crowded else 12))
+    axis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5), numticks=5 if crowded and side == "x" else 12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
