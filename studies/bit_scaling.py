@@ -52,7 +52,7 @@ from bitdistiller.analysis.verdict import (
 )
 
 if TYPE_CHECKING:
-    from bitdistiller.report.figures import Drawing
+    from bitdistiller.report.drawing import Drawing
 
 QUESTION = "How does quality fall with the bits of the weights, and what is left at 1 bit?"
 SOURCE = f"{FOLLOW_UP}, tables 1-3 and section 6.2; {BITDISTILLER}, main table"

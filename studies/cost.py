@@ -23,7 +23,7 @@ from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
 from bitdistiller.analysis.verdict import Claim, Finding, undefined
 
 if TYPE_CHECKING:
-    from bitdistiller.report.figures import Drawing
+    from bitdistiller.report.drawing import Drawing
 
 QUESTION = "How much data, time and memory does distillation take, and what does that buy?"
 SOURCE = f"{BITDISTILLER}, its comparison of training costs"

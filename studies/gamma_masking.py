@@ -47,7 +47,7 @@ from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
 from bitdistiller.analysis.verdict import Claim, Finding, undefined
 
 if TYPE_CHECKING:
-    from bitdistiller.report.figures import Drawing
+    from bitdistiller.report.drawing import Drawing
 
 QUESTION = "Does it matter that padding is left out of gamma?"
 SOURCE = f"{FOLLOW_UP}, section 6.4.2; {BITDISTILLER}, section 3.3 and its released code"
@@ -106,7 +106,8 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
     """The gammas of every data set, and the students."""
     import matplotlib
 
-    from bitdistiller.report.figures import LOOK, MARKERS, SERIES, Drawing, axes, comparison_figures
+    from bitdistiller.report.drawing import LOOK, MARKERS, SERIES, Drawing, axes
+    from bitdistiller.report.figures import comparison_figures
 
     rows = report.frame().query("task == 'gamma'")
     padding = rows[rows["metric"] == "padding"].set_index("condition")["value"]

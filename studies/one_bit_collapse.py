@@ -22,7 +22,7 @@ from bitdistiller.analysis.study import ComparedRuns, StudyReport
 from bitdistiller.analysis.verdict import Claim, PublishedNumber
 
 if TYPE_CHECKING:
-    from bitdistiller.report.figures import Drawing
+    from bitdistiller.report.drawing import Drawing
 
 QUESTION = "Does 1 bit fail because of the distillation, or because of the grid {0, s}?"
 SOURCE = f"{FOLLOW_UP}, section 6.2"

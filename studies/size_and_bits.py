@@ -22,7 +22,7 @@ from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
 from bitdistiller.analysis.verdict import Claim, Verdict, undefined, verdict
 
 if TYPE_CHECKING:
-    from bitdistiller.report.figures import Drawing
+    from bitdistiller.report.drawing import Drawing
 
 QUESTION = "At equal memory, is a larger model with fewer bits better?"
 SOURCE = f"{BITDISTILLER}, section on bit-level scaling"

@@ -15,7 +15,7 @@ from bitdistiller.assets import sha256_file
 from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report import all_scales, build_report, cells, own_scale, publish, tables, verdict_lines
-from bitdistiller.report.figures import INK, LOOK, SERIES, Drawing, axes, inline_svg, save
+from bitdistiller.report.drawing import INK, LOOK, SERIES, Drawing, axes, inline_svg, save
 from bitdistiller.report.trace import trace
 from tests.synthetic import ROOT, Truth, bit_scaling_runs, make_params
 

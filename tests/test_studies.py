@@ -19,7 +19,8 @@ from bitdistiller.analysis.study import Results, judge, load_results, load_study
 from bitdistiller.analysis.verdict import JudgedClaim, family_wise
 from bitdistiller.config import Params, load_params
 from bitdistiller.errors import UserError
-from bitdistiller.report.figures import comparison_figures, training_curves
+from bitdistiller.report.curves import training_curves
+from bitdistiller.report.figures import comparison_figures
 from tests.synthetic import ROOT, write_study
 
 OUTCOMES = ("supported", "contradicted", "undecided")

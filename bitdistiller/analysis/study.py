@@ -49,7 +49,7 @@ from bitdistiller.results import (
 )
 
 if TYPE_CHECKING:
-    from bitdistiller.report.figures import Drawing
+    from bitdistiller.report.drawing import Drawing
 
 
 Runs = Annotated[list[str], Field(min_length=1)]  # copies of one condition, a seed each

@@ -1,23 +1,6 @@
-"""Figures with one look: column width, colours that colour-blind readers can tell apart, the same bytes every time.
+"""Panels: a study's conditions against a number, measured or published, never both in one."""
 
-Every series has a colour of the Okabe-Ito palette and a marker of its own, so that neither colour vision nor colour
-print is needed. In SVG text is drawn as outlines (``svg.fonttype: path``), in PDF its font is embedded: a figure looks
-the same on every machine, with no font to fetch, and its words are repeated in the caption and the title element. Ids
-are salted with a constant and no date is written, so an unchanged figure is an unchanged file; where its numbers come
-from is written into each.
-
-A figure is one column wide (3.4 inches). Panels that belong together are separate figures that the page puts side by
-side, since two panels in one image are too small to read on a phone. In the page the ink, paper and series colours
-become CSS variables and so follow the reader's light or dark theme; the files on disk (SVG, PDF, PNG) have a white
-ground.
-"""
-
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from io import StringIO
-from pathlib import Path
 from typing import Literal
 
 import matplotlib
@@ -26,81 +9,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from bitdistiller.analysis.published import paper_of
 from bitdistiller.analysis.study import StudyReport
 from bitdistiller.analysis.verdict import digits
-from bitdistiller.results import TrainingRecord
-
-COLUMN_INCHES = 3.4
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b07d00", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-LOG_RATIO = 4  # values further apart get a logarithmic axis
-LEGEND_SIGNS, LEGEND_KEY_SIGNS = 66, 6  # of legend text across a figure; that a key takes
-MANY_POINTS = 20  # a curve with as many needs no markers
-INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#d8dce1", "#ffffff"
-_THEMED = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"} | {
-    colour: f"--series-{index}" for index, colour in enumerate(SERIES, 1)
-}
-LOOK = {
-    "svg.fonttype": "path",
-    "svg.hashsalt": "bitdistiller",
-    "pdf.fonttype": 42,  # embedded as TrueType, which submission systems ask for
-    "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8.5,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.facecolor": PAPER,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "axes.linewidth": 0.7,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "ytick.minor.width": 0,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.5,
-    "legend.columnspacing": 0.9,
-}
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure and the sentence under it."""
-
-    figure: Figure
-    caption: str
-
-
-def axes(title: str, ylabel: str, height: float = 2.55) -> tuple[Figure, Axes]:
-    """An empty figure of one column; draw inside ``matplotlib.rc_context(LOOK)``."""
-    figure = Figure(figsize=(COLUMN_INCHES, height))
-    ax = figure.add_subplot()
-    ax.set_title(title)
-    ax.set_ylabel(ylabel)
-    return figure, ax
+from bitdistiller.report.drawing import (
+    COLUMN_INCHES,
+    GRID,
+    INK,
+    LOOK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SERIES,
+    Drawing,
+    axes,
+    far_apart,
+    log_axis,
+)
 
 
 def measured_panel(
@@ -139,7 +66,7 @@ def comparison_figures(report: StudyReport) -> dict[str, Drawing]:
     """Perplexity and mean accuracy of all conditions, and below them what the papers print of the same conditions."""
     rows = report.frame()
     perplexity = rows[(rows["kind"] == "mean") & (rows["metric"] == "perplexity")]
-    log = _far_apart(perplexity["value"])
+    log = far_apart(perplexity["value"])
     chance = sum(report.chance.values()) / len(report.chance) if report.chance else None
     axis = "perplexity (log axis)" if log else "perplexity"
     drawings = {
@@ -169,14 +96,10 @@ def comparison_figures(report: StudyReport) -> dict[str, Drawing]:
                 printed["task"].iloc[0],
                 label,
                 f"{label.capitalize()} as the papers print it: other models, {data}.",
-                _far_apart(printed["value"]),
+                far_apart(printed["value"]),
                 kind="published",
             )
     return drawings
-
-
-def _far_apart(values: pd.Series) -> bool:
-    return bool(values.max() > LOG_RATIO * values.min())
 
 
 def conditions_panel(
@@ -372,16 +295,6 @@ def _format(value: float, log: bool) -> str:
     return digits(value, 2 if not log else 0 if value >= 100 else 1)
 
 
-def log_axis(ax: Axes, side: Literal["x", "y"] = "y") -> None:
-    """A logarithmic axis with readable numbers; powers of ten alone where more would crowd."""
-    ax.set(**{f"{side}scale": "log"})
-    axis, (low, high) = getattr(ax, f"{side}axis"), getattr(ax, f"get_{side}lim")()
-    crowded = high / low > (1e3 if side == "y" else 1e2)
-    axis.set_major_locator(LogLocator(subs=(1,) if crowded else (1, 2, 5), numticks=5 if crowded and side == "x" else 12))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None) -> None:
     ax.set_xticks(list(places.values()), [name.replace(" ", "\n", 1) for name in places])
     ax.set_xlim(-0.45, max(places.values()) + 0.45)
@@ -406,118 +319,3 @@ def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None)
             fontsize=7,
             color=MUTED,
         )
-
-
-def training_curves(report: StudyReport) -> dict[str, Drawing]:
-    """Loss and validation perplexity along training, a colour per condition and a line per seed.
-
-    Empty when no run of the study was trained.
-    """
-    trained = [(summary.condition, summary.training) for summary in report.runs if summary.training]
-    return {f"training-{name}": drawing for name, drawing in _both_curves(trained).items()}
-
-
-def run_curves(training: TrainingRecord) -> dict[str, Drawing]:
-    """Loss and validation perplexity of one run; empty where none was recorded."""
-    return _both_curves([("", training)])
-
-
-def _both_curves(trained: Sequence[tuple[str, TrainingRecord]]) -> dict[str, Drawing]:
-    drawings = {
-        "loss": _curves(trained, "loss", "training loss", "Training loss per step"),
-        "perplexity": _curves(
-            trained, "validation_perplexity", "validation perplexity", "Perplexity on validation text along training"
-        ),
-    }
-    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
-
-
-def _curves(trained: Sequence[tuple[str, TrainingRecord]], field: str, label: str, what: str) -> Drawing | None:
-    """One quantity along training of runs, which come with the labels of their conditions."""
-    lines = [(condition, _points(training, field)) for condition, training in trained]
-    lines = [(condition, points) for condition, points in lines if points]
-    if not lines:
-        return None
-    conditions, labelled = list(dict.fromkeys(condition for condition, _ in trained)), set()
-    log = _far_apart(pd.Series([value for _, points in lines for _, value in points]))
-    axis = " (log axis)" if log else ""
-    with matplotlib.rc_context(LOOK):
-        figure, ax = axes("Measured: training", label + axis)
-        for condition, points in lines:
-            index = conditions.index(condition)
-            ax.plot(
-                *zip(*points, strict=True),
-                color=SERIES[index % len(SERIES)],
-                linewidth=1,
-                alpha=0.85,
-                marker=MARKERS[index % len(MARKERS)] if len(points) < MANY_POINTS else None,
-                markersize=3,
-                label=None if condition in labelled else condition,
-            )
-            labelled.add(condition)
-        ax.set_xlabel("step")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        if log:
-            log_axis(ax)
-        if len(conditions) > 1:
-            figure.legend(loc="outside lower left", ncols=_legend_columns(conditions))
-    seeds = "; one line a seed" if len(trained) > 1 else ""
-    return Drawing(figure, f"{what}{axis}{seeds}.")
-
-
-def _points(training: TrainingRecord, field: str) -> list[tuple[int, float]]:
-    points = [(point.step, getattr(point, field)) for point in training.curve]
-    return [(step, value) for step, value in points if value is not None]
-
-
-def _legend_columns(labels: Sequence[str]) -> int:
-    """As many columns of these labels as fit under a figure of one column."""
-    return max(1, min(4, LEGEND_SIGNS // (max(map(len, labels), default=1) + LEGEND_KEY_SIGNS)))
-
-
-def save(drawing: Drawing, stem: Path, source: str) -> str:
-    """Write ``STEM.svg``, ``STEM.pdf`` and ``STEM.png`` (300 dpi) and return the SVG; equal drawings give equal bytes.
-
-    Args:
-        source: where its numbers come from; all three files carry it as metadata.
-    """
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    svg = to_svg(drawing, source)
-    stem.with_suffix(".svg").write_text(svg)
-    drawing.figure.set_layout_engine(
-        "none"
-    )  # what the first drawing laid out stays; laying out costs as much as drawing
-    undated = {"CreationDate": None, "Creator": None, "Producer": None}
-    with matplotlib.rc_context(LOOK):
-        drawing.figure.savefig(stem.with_suffix(".pdf"), metadata=undated | {"Subject": source})
-        drawing.figure.savefig(stem.with_suffix(".png"), dpi=300, metadata={"Software": None, "Description": source})
-    return svg
-
-
-def to_svg(drawing: Drawing, source: str) -> str:
-    """The figure as SVG, with ``source`` as its metadata."""
-    buffer = StringIO()
-    with matplotlib.rc_context(LOOK):
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        drawing.figure.savefig(buffer, format="svg", metadata=nothing | {"Description": source})
-    return buffer.getvalue()
-
-
-def inline_svg(source: str, name: str, title: str) -> str:
-    """An SVG file's source as a piece of a page: themed colours, ids of its own, no prologue, a title for readers.
-
-    Args:
-        name: prefix that keeps the ids of several figures in one page apart.
-        title: what a screen reader says.
-    """
-    body = source[source.index("<svg") :]
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    for colour, variable in _THEMED.items():
-        body = body.replace(colour, f"var({variable})")
-    opening = re.search(r"<svg[^>]*>", body).group()
-    box = re.search(r'viewBox="[^"]+"', opening).group()
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img">'
-    return head + f"<title>{escape(title)}</title>" + body[len(opening) :]

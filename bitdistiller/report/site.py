@@ -24,15 +24,9 @@ from bitdistiller.analysis.verdict import JudgedClaim
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import Params
 from bitdistiller.report import cells, tables
-from bitdistiller.report.figures import (
-    Drawing,
-    comparison_figures,
-    inline_svg,
-    run_curves,
-    save,
-    to_svg,
-    training_curves,
-)
+from bitdistiller.report.curves import run_curves, training_curves
+from bitdistiller.report.drawing import Drawing, inline_svg, save, to_svg
+from bitdistiller.report.figures import comparison_figures
 from bitdistiller.report.scales import Scale, all_scales
 from bitdistiller.results import Environment
 

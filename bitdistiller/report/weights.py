@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bitdistiller.analysis.study import StudyReport
-from bitdistiller.report.figures import COLUMN_INCHES, LOOK, MANY_POINTS, MARKERS, MUTED, SERIES, Drawing, axes
+from bitdistiller.report.drawing import COLUMN_INCHES, LOOK, MANY_POINTS, MARKERS, MUTED, SERIES, Drawing, axes
 from bitdistiller.results import Histogram, WeightSummary
 
 _LATENT, _LOW_BIT = SERIES[0], SERIES[1]
