@@ -192,12 +192,9 @@ def _html_cell(cell: object) -> str:
 
 
 def to_latex(table: pd.DataFrame, caption: str, label: str) -> str:
-    """A booktabs table float that a paper can ``\\input``, no wider than its column.
-
-    Its preamble needs the packages ``booktabs``, ``multirow`` and ``adjustbox``.
-    """
+    """A booktabs table float that a paper can ``\\input`` (its preamble needs ``booktabs`` and ``multirow``)."""
     styler = table.style.format(_latex).format_index(latex_text).format_index(latex_text, axis="columns")
-    source = styler.to_latex(
+    return styler.to_latex(
         hrules=True,
         caption=latex_text(caption.replace(INTERVALS, "with standard errors")),
         label=f"tab:{label}",
@@ -206,9 +203,6 @@ def to_latex(table: pd.DataFrame, caption: str, label: str) -> str:
         multicol_align="c",
         column_format="l" * table.index.nlevels + "r" * table.shape[1],
     )
-    opening, closing = r"\begin{tabular}", r"\end{tabular}"
-    wide = rf"\begin{{adjustbox}}{{max width=\linewidth}}{opening}"
-    return source.replace(opening, wide).replace(closing, rf"{closing}\end{{adjustbox}}")
 
 
 _LATEX = {
