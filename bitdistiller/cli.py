@@ -277,6 +277,25 @@ def verdicts(params: ParamsPath = DEFAULT_PARAMS) -> None:
         print(line)
 
 
+@app.command()
+def compare(
+    before: Annotated[
+        str, typer.Argument(metavar="A", help="Folder of a scale, or a git revision: REV or REV:FOLDER.")
+    ],
+    after: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
+    everything: Annotated[bool, typer.Option("--all", help="Show all scores, verdicts and costs.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write it to this file.")] = None,
+) -> None:
+    """Print as Markdown what differs between two sets of results beyond noise."""
+    from bitdistiller.report.difference import compare as compare_results
+
+    text = compare_results(before, after, everything)
+    print(text, end="")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text)
+
+
 @app.command(name="new-study")
 def new_study(
     name: Annotated[str, typer.Argument(help="Name of the study: its file and its part of params.yaml.")],
