@@ -302,7 +302,7 @@ def test_a_study_whose_full_precision_is_at_chance_still_makes_a_report(tmp_path
 def test_latex_escapes_what_latex_would_eat():
     table = pd.DataFrame({"a_b": ["50 % & −1 ×"]}, index=["x#1"])
     source = cells.to_latex(table, "c_d", "name")
-    for escaped in (r"a\_b", r"50 \% \& $-$1 $\times$", r"x\#1", r"\caption{c\_d}"):
+    for escaped in (r"a\_b", r"50 \% \& \ensuremath{-}1 \ensuremath{\times}", r"x\#1", r"\caption{c\_d}"):
         assert escaped in source
     assert source.count(r"\toprule") == source.count(r"\bottomrule") == 1
 

@@ -87,7 +87,8 @@ def test_the_method_and_its_columns_tell_all_runs_of_the_micro_scale_apart(commi
     assert methods["1m-gamma-max"] == "INT-Asym, asymmetric clipping, CAKLD with gamma max"
     assert methods["1m-llm-qat3"] == "INT-Sym, no clipping, forward KL"
     assert methods["1m-ce"] == "INT-Asym, asymmetric clipping, cross-entropy"
-    assert methods["1m-rtn2"] == "RTN"
+    assert methods["1m-rtn2"] == "INT-Asym, no clipping, rounded"
+    assert methods["1m-clip2"] == "INT-Asym, asymmetric clipping, rounded"
     assert methods["1m-full"] == "full precision" and methods["3m-random"] == "random weights"
 
 

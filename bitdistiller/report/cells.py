@@ -14,6 +14,7 @@ import pandas as pd
 
 from bitdistiller.analysis.study import Row
 from bitdistiller.analysis.verdict import digits
+from bitdistiller.report.latex import escape as escape_latex
 
 EMPTY = "–"
 QUANTITIES = {
@@ -87,12 +88,12 @@ class Cell:
     def latex(self) -> str:
         """``45.2 $\\pm$ 0.7``, bold if it is the best."""
         row = self.row
-        text = latex_text(number(row.value, row.metric))
+        text = escape_latex(number(row.value, row.metric))
         if self.best:
             text = rf"\textbf{{{text}}}"
         if row.standard_error is None or pd.isna(row.standard_error):
             return text
-        return rf"{text} $\pm$ {latex_text(_rounded(row.standard_error, row.metric, row.value))}"
+        return rf"{text} $\pm$ {escape_latex(_rounded(row.standard_error, row.metric, row.value))}"
 
 
 @dataclass(frozen=True)
@@ -193,10 +194,10 @@ def _html_cell(cell: object) -> str:
 
 def to_latex(table: pd.DataFrame, caption: str, label: str) -> str:
     """A booktabs table float that a paper can ``\\input`` (its preamble needs ``booktabs`` and ``multirow``)."""
-    styler = table.style.format(_latex).format_index(latex_text).format_index(latex_text, axis="columns")
+    styler = table.style.format(_latex).format_index(escape_latex).format_index(escape_latex, axis="columns")
     return styler.to_latex(
         hrules=True,
-        caption=latex_text(caption.replace(INTERVALS, "with standard errors")),
+        caption=escape_latex(caption.replace(INTERVALS, "with standard errors")),
         label=f"tab:{label}",
         position="t",
         position_float="centering",
@@ -205,32 +206,5 @@ def to_latex(table: pd.DataFrame, caption: str, label: str) -> str:
     )
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "–": "--",
-    "−": "$-$",
-    "×": r"$\times$",
-    "✓": r"$\checkmark$",
-    "✗": r"$\times$",
-    "“": "``",
-    "”": "''",
-    "’": "'",
-}
-
-
-def latex_text(text: object) -> str:
-    """Text as LaTeX, the few signs used here included."""
-    return "".join(_LATEX.get(sign, sign) for sign in str(text))
-
-
 def _latex(cell: object) -> str:
-    return cell.latex() if isinstance(cell, Cell) else latex_text(cell)
+    return cell.latex() if isinstance(cell, Cell) else escape_latex(cell)

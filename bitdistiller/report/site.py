@@ -28,6 +28,8 @@ from bitdistiller.report.curves import run_curves, training_curves
 from bitdistiller.report.drawing import Drawing, inline_svg, save, to_svg
 from bitdistiller.report.figures import comparison_figures
 from bitdistiller.report.scales import Scale, all_scales
+from bitdistiller.report.tidy import tidy, write_tidy
+from bitdistiller.report.variables import variables
 from bitdistiller.results import Environment
 
 
@@ -128,7 +130,8 @@ def build_report(params: Params, params_file: Path, results_dir: Path, out_dir: 
     for folder in ("figures", "tables", "studies", "runs"):
         shutil.rmtree(out_dir / folder, ignore_errors=True)
     studies = _study_pages(scales, params, out_dir)
-    matrix = tables.verdict_matrix({scale.name: scale.reports for scale in scales})
+    by_scale = {scale.name: scale.reports for scale in scales}
+    matrix = tables.verdict_matrix(by_scale)
     _write_table(matrix, "verdicts", f"Verdicts by scale{tables.NOT_COMPARABLE}", out_dir)
     templates = _templates(Path(params.root) / "reports" / "templates")
     templates.globals |= {"scales": scales, "studies": studies}
@@ -157,6 +160,8 @@ def build_report(params: Params, params_file: Path, results_dir: Path, out_dir: 
         data=_data(scales[:1]),
         parameters=scales[0].parameters,
     )
+    write_tidy(tidy(by_scale), out_dir)
+    (out_dir / "variables.tex").write_text(variables(by_scale))
     shutil.copy(Path(params.root) / "reports" / "templates" / "report.css", out_dir / "report.css")
     return out_dir / "index.html"
 

@@ -13,7 +13,6 @@ Left out: means over seeds and the comparison of conditions, which are in the st
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -48,7 +47,8 @@ COLUMNS = {
 _FORMATS = {"int-asym": "INT-Asym", "nf-asym": "NF-Asym", "int-sym": "INT-Sym"}
 _CLIPPING = {"asymmetric": "asymmetric clipping", "symmetric": "symmetric clipping", "none": "no clipping"}
 _LOSSES = {"cakld": "CAKLD", "forward_kl": "forward KL", "reverse_kl": "reverse KL", "jsd": "JSD", "tsld": "TSLD"}
-_BITS = re.compile(r",? *\b[\d.]+ bits?\b,? *")
+_BASELINES = {"pretrained": "full precision", "random": "random weights"}
+_PEERS = {"gptq": "GPTQ", "hqq": "HQQ", "auto-round": "AutoRound"}
 _WITHIN = NormalDist().inv_cdf(1 - ALPHA / 2)
 
 
@@ -128,28 +128,26 @@ def _chance(row: Row, scores: Sequence[Row], chance: Mapping[str, float]) -> flo
 
 def _made(summary: RunSummary) -> dict:
     """What tells a run from others."""
-    common = summary.model_dump(include={"run", "model", "bits", "bits_per_weight"}) | {"method": _method(summary)}
-    if summary.training is None:
-        return common
-    used = summary.training.parameters_used
-    return common | {
+    used, training = summary.parameters_used, summary.training
+    trained = training.parameters_used if training else {}
+    return summary.model_dump(include={"run", "model", "bits", "bits_per_weight"}) | {
+        "method": _method(used) or summary.condition,
         "group_size": used.get("quantizer", {}).get("group_size"),
-        "teacher": summary.training.teacher,
-        "training_text": used.get("data", {}).get("training_text"),
-        "seed": used.get("run", {}).get("seed"),
+        "teacher": training.teacher if training else None,
+        "training_text": trained.get("data", {}).get("training_text"),
+        "seed": used.get("run", {}).get("seed", used.get("seed") if used.get("weights") == "random" else None),
     }
 
 
-def _method(summary: RunSummary) -> str:
-    """How a run was made, in words; a rounded model's record lacks it, so its condition's label stands in."""
-    if summary.training is None:
-        if summary.quantized_parameters:
-            return _BITS.sub("", summary.condition) or summary.condition
-        return "random weights" if "random weights" in summary.origin else "full precision"
-    used = summary.training.parameters_used
-    quantizer, run = used.get("quantizer", {}), used.get("run", {})
-    parts = [_format(quantizer), _CLIPPING.get(quantizer.get("clip", "")), _objective(run)]
-    return ", ".join(part for part in parts if part) or summary.condition
+def _method(used: Mapping) -> str:
+    """How a run was made, in words."""
+    if "weights" in used:
+        return _BASELINES[used["weights"]]
+    if "peer" in used:
+        return _PEERS.get(used["peer"]["method"], used["peer"]["method"])
+    quantizer = used.get("quantizer", {})
+    made = "rounded" if "ptq" in used else _objective(used.get("run", {}))
+    return ", ".join(part for part in (_format(quantizer), _CLIPPING.get(quantizer.get("clip", "")), made) if part)
 
 
 def _format(quantizer: Mapping) -> str:

@@ -26,8 +26,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from bitdistiller.analysis.rows import MEAN
 from bitdistiller.analysis.study import Row, StudyReport
 from bitdistiller.errors import UserError
+from bitdistiller.report.cells import number
 from bitdistiller.report.latex import escape
-from bitdistiller.report.tables import commit, number
+from bitdistiller.report.tables import commit
 
 PREFIX = "BD"
 METRICS = {"perplexity": "Ppl"}  # others go by their own name
