@@ -7,6 +7,7 @@ say which runs a printed number comes from (``trace``). The best of a column is 
 full precision does not compete.
 """
 
+import textwrap
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -37,6 +38,7 @@ PERCENT = ("acc", "agreement", "flips", "zeros")
 LOWER_IS_BETTER = {"perplexity": True, "kl": True, "flips": True, "acc": False, "agreement": False}
 LOWER_IS_BETTER |= {"retention": False, "retention_above_chance": False}
 INTERVALS = "with 95 % intervals"  # in a title; LaTeX tables have standard errors instead
+HEADING_SIGNS = 12  # in a line of a LaTeX heading
 ERROR_SUFFIX = " (standard error)"  # of the columns that CSV adds
 
 
@@ -194,7 +196,7 @@ def _html_cell(cell: object) -> str:
 
 def to_latex(table: pd.DataFrame, caption: str, label: str) -> str:
     """A booktabs table float that a paper can ``\\input`` (its preamble needs ``booktabs`` and ``multirow``)."""
-    styler = table.style.format(_latex).format_index(escape_latex).format_index(escape_latex, axis="columns")
+    styler = table.style.format(_latex).format_index(escape_latex).format_index(_stacked, axis="columns")
     return styler.to_latex(
         hrules=True,
         caption=escape_latex(caption.replace(INTERVALS, "with standard errors")),
@@ -204,6 +206,13 @@ def to_latex(table: pd.DataFrame, caption: str, label: str) -> str:
         multicol_align="c",
         column_format="l" * table.index.nlevels + "r" * table.shape[1],
     )
+
+
+def _stacked(heading: object) -> str:
+    """A heading in lines of a few words, so that numbers decide how wide their column is."""
+    lines = [escape_latex(line) for line in textwrap.wrap(str(heading), HEADING_SIGNS)]
+    stacked = r" \\ ".join(lines)
+    return rf"\shortstack[r]{{{stacked}}}" if len(lines) > 1 else stacked
 
 
 def _latex(cell: object) -> str:
