@@ -8,8 +8,8 @@ the average plus the mean of the columns' half units, and no more.
 
 from collections.abc import Iterator
 from itertools import combinations
+from statistics import fmean
 
-import numpy as np
 from scipy import stats
 
 from bitdistiller.analysis.audit.record import CHANCE, Finding, Tested
@@ -49,8 +49,8 @@ def _complete(table: Table, column: str, members: list[str]) -> Iterator[tuple[i
 
 def _miss(average: Number, numbers: list[Number]) -> tuple[float, float]:
     """Mean of the numbers, and by how much the printed average lies outside what rounding explains."""
-    mean = float(np.mean([n.value for n in numbers]))
-    slack = average.half + float(np.mean([n.half for n in numbers]))
+    mean = fmean(n.value for n in numbers)
+    slack = average.half + fmean(n.half for n in numbers)
     return mean, abs(mean - average.value) - slack
 
 
@@ -66,14 +66,14 @@ def _members(table: Table, column: str) -> list[str] | None:
         hits = sum(_miss(average, numbers)[1] <= EPS for _, average, numbers in rows)
         if 2 * hits > len(rows) and (hits, len(members)) > best_rank:
             best, best_rank = list(members), (hits, len(members))
-            best_chance = len(sets) * stats.binom.sf(hits - 1, len(rows), np.mean([_luck(*row[1:]) for row in rows]))
+            best_chance = len(sets) * stats.binom.sf(hits - 1, len(rows), fmean(_luck(*row[1:]) for row in rows))
     return best if best_chance < CHANCE else None
 
 
 def _luck(average: Number, numbers: list[Number]) -> float:
     """Probability that the mean of unrelated columns is the printed average: window over spread."""
     values = [n.value for n in numbers]
-    window = 2 * (average.half + float(np.mean([n.half for n in numbers])))
+    window = 2 * (average.half + fmean(n.half for n in numbers))
     return min(1.0, window / max(max(values) - min(values), window))
 
 

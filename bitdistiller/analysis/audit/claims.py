@@ -12,10 +12,10 @@ A claim file is YAML beside the CSVs (``claims.yaml``) with two lists, both opti
 
 Three kinds of test. ``where`` and ``but_not`` choose rows by their cells (a value, or a list of them):
 
-    comparison   left and right ({file, columns, where, but_not}) and expect: higher, lower, not higher, not lower or no
-                 difference; every left row against every right one, or against those that agree in the columns ``match``
-    trend        rows, along (a column), order (its values, as the sentence runs through them) and expect: rises or falls;
-                 within each group of equal values of ``by``
+    comparison   left and right ({file, columns, where, but_not}) and expect: higher, lower, not higher, not lower or
+                 no difference; every left row against every right one, or those that agree in the columns ``match``
+    trend        rows, along (a column), order (its values, as the sentence runs through them) and expect: rises or
+                 falls; within each group of equal values of ``by``
     repeat       of rows, one has to print the numbers of reference: an ablation contains its default
 
 Numbers that are equal within their rounding contradict no direction. A direction is arithmetic; where standard errors
@@ -25,6 +25,7 @@ are printed, ``chance`` says how often two equal models would be as far apart (u
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import hypot
 from pathlib import Path
 from typing import Annotated, Literal
@@ -240,7 +241,7 @@ def _trend(claim: PrintedClaim, test: Trend, tables: dict[str, Table]) -> tuple[
         for group in groups.values():
             at = {_cell(claim, one.table, test.along, one.row): one for one in group}
             there = [at[value] for value in order if value in at]
-            steps += [Compared(after, before) for before, after in zip(there, there[1:], strict=False)]
+            steps += [Compared(after, before) for before, after in pairwise(there)]
     if not steps:
         raise UserError(f"claim {claim.id}: no two chosen rows have {test.along} among {order}")
     wrong = [step for step in steps if step.against(expect)]

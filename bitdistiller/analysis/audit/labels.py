@@ -1,9 +1,9 @@
 """Row labels that cannot be what the table is about.
 
 A label column may name models in two ways. Either it says in its name which part they play (student, teacher, who
-generated the data), or the models are what the rows are. In the second case a table that also says whose row it is, in a
-``model`` or ``student`` column, contradicts itself where the label names another model: a table of group sizes, all of
-one student, whose rows are called by the names of three.
+generated the data), or the models are what the rows are. In the second case a table that also says whose row it is,
+in a ``model`` or ``student`` column, contradicts itself where the label names another model: a table of group sizes,
+all of one student, whose rows are called by the names of three.
 
 A label counts as a model's name if nothing is left of it once family, version and size are taken away, and if its
 family is one that the audited tables name as a model. "7B teacher" is no name, and "Llama-3 3B" may be Llama-3.2-3B.

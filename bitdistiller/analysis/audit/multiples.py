@@ -16,6 +16,7 @@ from bitdistiller.analysis.audit.table import Number, Table
 
 NEARLY_ALL = 0.9
 UNKNOWN_NEEDS = 6  # scores from which the count of an unknown benchmark is inferred
+MULTIPLES = 4
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def _unknown(table: Table) -> Iterator[tuple[Finding, int]]:
             continue
         places = [Place(row, score.column, number, fit.n) for row, number in numbers]
         odd = [p for p in places if telling(p.number, p.n, table.scale) and not _fits_cut(p, table.scale)]
-        if odd:
+        # The likeliest n may be a divisor of the true one, of which all scores are multiples.
+        if odd and not any(all(_fits(p, table.scale, k * fit.n) for p in places) for k in range(2, MULTIPLES + 1)):
             words = f"{fit.hits} of {fit.of} distinct scores of the column are multiples of 1/{fit.n:,}; "
             words += f"{', '.join(p.number.text for p in odd)} {'is' if len(odd) == 1 else 'are'} not."
             title = f"scores do not fit the column's n = {fit.n:,}"

@@ -59,9 +59,9 @@ class Tested(Record):
 
 
 class Rate(Record):
-    """A share of generated tables, with its 95 % Wilson interval; ``corruption`` is empty for clean tables."""
+    """A share of generated corpora, with its 95 % Wilson interval; ``corruption`` is empty for clean ones."""
 
-    check: Check
+    check: Check | Literal["any"]
     corruption: str
     hits: int
     tables: int
@@ -72,7 +72,6 @@ class Rate(Record):
 class Calibration(Record):
     """False alarms on clean tables and detections on corrupted ones (``bitdistiller audit --calibrate``)."""
 
-    tables: int
     seed: int
     any_false_alarm: Rate
     false_alarms: list[Rate]

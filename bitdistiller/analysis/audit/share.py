@@ -46,7 +46,7 @@ def expected_error(number: Number, n: tuple[float, float], scale: float) -> tupl
 
 
 def error_miss(number: Number, error: Number, n: tuple[float, float], scale: float) -> float:
-    """By how many units of its last place a printed standard error lies outside what rounding explains; 0 if it fits."""
+    """By how many units of its last place a standard error lies outside what rounding explains; 0 if it fits."""
     low, high = expected_error(number, n, scale)
     outside = max(low - (error.value + error.half), (error.value - error.half) - high, 0.0)
     return 0.0 if outside <= EPS else outside / (2 * error.half)

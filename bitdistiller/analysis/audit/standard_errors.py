@@ -105,7 +105,7 @@ def _copied(table: Table, tables: Sequence[Table], judged: list[Judged], bad: li
 
 
 def _origin(table: Table, row: int, line: list[Judged], tables: Sequence[Table]) -> str | None:
-    """The row that prints all standard errors of ``line`` beside other scores, one whose scores they fit if there is."""
+    """The row that prints all standard errors of ``line`` beside other scores, preferably ones that they fit."""
     places = {}
     for other in tables:
         if not all(column in other.numbers for one in line for column in (one.cell.score.column, one.column)):

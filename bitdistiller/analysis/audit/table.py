@@ -4,8 +4,8 @@ A printed number stands for an interval, half a unit of its last place to either
 and never from a float. Where trailing zeros were lost (4.3 for 4.30) the interval is merely wider.
 
 Kinds of columns, by name first and by content second: standard errors (``x_se`` beside ``x``), averages (``avg``,
-``mean``), scores (a benchmark's name, a standard error beside it, or a column of numbers with decimals between 0 and 100
-that is not named as another quantity), other measures (perplexity), and labels: text, and whole numbers that count
+``mean``), scores (a benchmark's name, a standard error beside it, or numbers with decimals between 0 and 100 under a
+name that is not another quantity's), other measures (perplexity), and labels: text, and whole numbers that count
 something (bits, epochs). ``74.66 ± 0.89`` in one cell is split into two columns.
 """
 
