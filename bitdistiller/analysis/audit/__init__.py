@@ -62,6 +62,7 @@ def audit(paths: Sequence[Path], claims: Path | None = None, items: Path | None 
     tables = []
     for file in files:
         table = read_table(file, known, declared[file.name])
+        _require_columns(table)
         if table.measures or table.scores:
             tables.append(table)
         elif file not in optional:
@@ -97,6 +98,14 @@ def calibration() -> Calibration | None:
     """The committed calibration, None if there is none."""
     file = resources.files(__package__).joinpath("calibration.json")
     return Calibration.model_validate_json(file.read_text()) if file.is_file() else None
+
+
+def _require_columns(table: Table) -> None:
+    for column, members in table.declared.items():
+        if absent := [name for name in (column, *members) if name not in table.numbers]:
+            raise UserError(
+                f"{table.name} has no numbers under {absent[0]!r}, which a claim file calls part of an average"
+            )
 
 
 def _files(paths: Sequence[Path]) -> tuple[list[Path], set[Path]]:

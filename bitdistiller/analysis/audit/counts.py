@@ -12,6 +12,7 @@ alike. The other count is reported when the odds for it are above 1 / ``CHANCE``
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 from scipy import stats
@@ -21,7 +22,7 @@ from bitdistiller.analysis.audit.share import TELLING
 from bitdistiller.analysis.audit.table import EPS, Number, Score, Table
 
 MISPRINTS, OTHER_COUNTS = 0.05, 0.01
-SMALLEST = 10
+SMALLEST, LARGEST = 10, 20_000  # counts that are tried
 FEWEST = 3  # numbers from which anything is concluded
 
 
@@ -92,7 +93,7 @@ def likeliest(numbers: Sequence[Number], scale: float, known: int | None = None)
     """
     finest = min((number.half for number in numbers), default=0.0)
     values = np.array(sorted({n.value for n in numbers if n.half == finest and 0 < n.value < scale}))
-    most = int(TELLING * scale / (2 * finest)) if finest else 0
+    most = min(LARGEST, int(TELLING * scale / (2 * finest))) if finest else 0
     if len(values) < FEWEST or most < SMALLEST:
         return None
     grid = np.arange(SMALLEST, most + 1)
@@ -113,7 +114,7 @@ def likeliest(numbers: Sequence[Number], scale: float, known: int | None = None)
 
 def believable(fit: Fit | None) -> bool:
     """Whether the odds for another count than the known one are high enough to report it."""
-    return fit is not None and fit.log_odds > -np.log(CHANCE) and fit.chance < CHANCE
+    return fit is not None and fit.log_odds > -log(CHANCE) and fit.chance < CHANCE
 
 
 def _hits(values: np.ndarray, half: float, grid: np.ndarray, scale: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Item counts of benchmarks: the project's registry, and a file of the user's own on top of it."""
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -25,6 +25,7 @@ class Benchmark(BaseModel):
 Items = tuple[Benchmark, ...]
 
 
+@lru_cache(maxsize=4096)
 def normal(name: str) -> str:
     """A column name in lower case, with single underscores."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
@@ -53,6 +54,7 @@ def load_items(path: Path) -> Items:
     return (*_parse(table, str(path)), *registry())
 
 
+@lru_cache(maxsize=4096)
 def find_benchmark(column: str, items: Items) -> Benchmark | None:
     """The benchmark whose alias ``column`` contains; the longest alias wins, then the first entry."""
     name = f"_{normal(column)}_"

@@ -23,6 +23,7 @@ from bitdistiller.analysis.audit.record import CHANCE, Finding, Tested
 from bitdistiller.analysis.audit.table import EPS, Number, Table
 
 FEWEST = 3  # agreeing numbers that make two rows the same run
+MOST_ROWS = 1000
 SAME_ROLE = {"student": "model", "base_model": "model", "model_name": "model"}
 
 
@@ -48,7 +49,10 @@ def check_repeats(
 
     Of two rows that differ the one is reported whose (file, row) is ``suspected``, otherwise the later one.
     """
-    rows = [row for table in tables for row in _rows(table)]
+    rows = [row for table in tables if table.scores for row in _rows(table)]
+    if len(rows) > MOST_ROWS:
+        note = f"{len(rows):,} rows are too many to compare each with each"
+        return [], [Tested(check="repeat", file=tables[0].name, count=0, note=note)]
     coincidence = _coincidence(rows)
     pairs = list(combinations(rows, 2))
     alike = {(id(a), id(b)) for a, b in pairs if _may_be_same(a, b)}

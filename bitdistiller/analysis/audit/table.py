@@ -21,11 +21,11 @@ from bitdistiller.analysis.audit.items import Benchmark, Items, find_benchmark, 
 from bitdistiller.errors import UserError
 
 MISSING = {"", "-", "--", "–", "—", "n/a", "na", "nan", "none", "oom", "?"}
-_SE = re.compile(r"_(?:se|stderr|std_err|std_error|sem|standard_error)$")
+_SE = re.compile(r"(?:^|_)(?:se|stderr|std_err|std_error|sem|standard_error)$")
 _AVERAGE = re.compile(r"(?:^|_)(?:avg|average|mean)(?:_|$)")
 _NOT_A_SCORE = re.compile(
-    r"(?:^|_)(?:ppl|perplexity|loss|nll|bpb|kl|gamma|hours|seconds|time|gb|mb|size|bits|params|ratio|speed\w*|cost|lr)"
-    r"(?:_|$)"
+    r"(?:^|_)(?:ppl|perplexity|loss|nll|bpb|kl|gamma|hours|seconds|time|gb|mb|size|bits|params|ratio|speed\w*|cost|lr|"
+    r"rate|low|high|min|max|std|p|value|effect|difference|level|temperature)(?:_|$)"
 )
 _PAIR = re.compile(r"^\s*(\S+?)\s*(?:±|\+/-|\+-)\s*(\S+)\s*$")
 EPS = 1e-9
