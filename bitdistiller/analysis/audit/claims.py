@@ -160,7 +160,7 @@ class Printed:
 
 
 def check_claims(file: ClaimFile, tables: Sequence[Table]) -> tuple[list[Finding], list[Tested]]:
-    """Findings on claims whose files are all among ``tables``; the others are named in ``Tested``.
+    """Findings on claims whose files are all among ``tables``; where only some are, ``Tested`` says so.
 
     Raises:
         UserError: a claim names a column or row that its table does not have.
@@ -169,15 +169,17 @@ def check_claims(file: ClaimFile, tables: Sequence[Table]) -> tuple[list[Finding
     findings: list[Finding] = []
     tested: list[Tested] = []
     for claim in file.claims:
-        absent = [cells.file for cells in _cells(claim) if cells.file not in by_name]
-        name = _cells(claim)[0].file
+        files = list(dict.fromkeys(cells.file for cells in _cells(claim)))
+        absent = [file for file in files if file not in by_name]
+        if absent == files:
+            continue
         if absent:
             note = f"{claim.id}: {', '.join(absent)} is not audited"
-            tested.append(Tested(check="claim", file=name, count=0, note=note))
+            tested.append(Tested(check="claim", file=files[0], count=0, note=note))
             continue
         found, count = _TESTS[claim.test.kind](claim, claim.test, by_name)
         findings += found
-        tested.append(Tested(check="claim", file=name, count=count, note=claim.id))
+        tested.append(Tested(check="claim", file=files[0], count=count, note=claim.id))
     return findings, tested
 
 

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 
-from bitdistiller.analysis.audit.record import AuditReport, Calibration, Finding, Rate
+from bitdistiller.analysis.audit.record import AuditReport, Calibration, Finding, Rate, Tested
 
 WIDTH = 110
 
@@ -13,9 +13,8 @@ def lines(report: AuditReport) -> Iterator[str]:
     for number, finding in enumerate(report.findings, start=1):
         yield from _finding(number, finding)
         yield ""
-    counts = {
-        check: sum(one.count for one in report.tested if one.check == check) for check in _order(report)
-    }  # fmt: skip
+    checks = dict.fromkeys(one.check for one in report.tested)
+    counts = {check: sum(one.count for one in report.tested if one.check == check) for check in checks}
     tested = ", ".join(f"{check} {count}" for check, count in counts.items())
     yield f"{len(report.findings)} findings. Tested in {len(report.files)} files: {tested or 'nothing'}."
     yield from (f"not tested: {one.file}: {one.check}: {one.note}" for one in report.tested if _untested(one))
@@ -46,11 +45,7 @@ def _percent(rate: Rate) -> str:
     return f"{rate.hits / rate.tables:.1%}, 95 % interval {rate.low:.1%} to {rate.high:.1%}"
 
 
-def _order(report: AuditReport) -> list[str]:
-    return list(dict.fromkeys(one.check for one in report.tested))
-
-
-def _untested(one) -> bool:
+def _untested(one: Tested) -> bool:
     return bool(one.note) and (one.count == 0 or one.note.startswith("no item count"))
 
 
