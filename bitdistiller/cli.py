@@ -296,6 +296,48 @@ def compare(
         out.write_text(text)
 
 
+@app.command()
+def audit(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="CSV files, or folders of them.", show_default="reports/published")
+    ] = None,
+    claims: Annotated[
+        Path | None, typer.Option(help="Claim file (YAML).", show_default="claims.yaml beside the tables")
+    ] = None,
+    items: Annotated[Path | None, typer.Option(help="Item counts beyond the known ones (YAML, `name: n`).")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the findings as JSON.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with status 1 if anything more than a last digit is found.")
+    ] = False,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Audit N clean generated tables and N/4 of each corruption instead."),
+    ] = None,
+) -> None:
+    """Look for printed numbers that do not add up: averages, standard errors, item counts, repeats, labels, claims.
+
+    Findings leave the exit status at 0 unless --strict is given; bad input is status 2. How often the checks err is
+    printed with every audit, and in full by --calibrate 1000.
+    """
+    from bitdistiller.analysis.audit import show
+
+    if calibrate:
+        from bitdistiller.analysis.audit.calibrate import calibrate as measure
+
+        report = measure(calibrate)
+        shown = show.calibration_lines(report)
+    else:
+        from bitdistiller.analysis.audit import audit as audit_files
+
+        report = audit_files(paths or [Path("reports/published")], claims, items)
+        shown = show.lines(report)
+    print("\n".join(shown))
+    if json_out is not None:
+        report.write(json_out)
+    if strict and not calibrate and any(finding.certainty != "last digit" for finding in report.findings):
+        raise typer.Exit(1)
+
+
 @app.command(name="new-study")
 def new_study(
     name: Annotated[str, typer.Argument(help="Name of the study: its file and its part of params.yaml.")],

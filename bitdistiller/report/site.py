@@ -19,7 +19,10 @@ from jinja2 import Environment as Templates
 from jinja2 import FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bitdistiller.analysis.study import Row, RunSummary, StudyReport, load_study, studies_dir
+from bitdistiller.analysis.audit import audit
+from bitdistiller.analysis.audit.record import GRADES
+from bitdistiller.analysis.audit.show import alarm_sentence
+from bitdistiller.analysis.study import Row, RunSummary, StudyReport, load_study, published_dir, studies_dir
 from bitdistiller.analysis.verdict import JudgedClaim
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import Params
@@ -144,6 +147,9 @@ def build_report(params: Params, params_file: Path, results_dir: Path, out_dir: 
 
     write("index.html", "index.html", costs={scale.name: _cost(scale) for scale in scales}, counts=_counts(scales))
     write("made.html", "made.html", environments=_environments(scales), data=_data(scales))
+    audited = audit([published_dir(params)])
+    alarm = alarm_sentence(audited.calibration) if audited.calibration else ""
+    write("audit.html", "audit.html", audit=audited, grades=GRADES, alarm=alarm)
     for study in studies:
         write(f"studies/{study.name}.html", "study.html", study=study)
     for run in _run_pages(scales):
