@@ -111,7 +111,8 @@ def test_a_permuted_row_is_put_back_in_order(design, seed):
     )
     row = wrong.wrong_row
     right, after = (c.tables[MAIN].loc[row] for c in (corpus, wrong))
-    # GSM8K's and WinoGrande's standard errors differ by 2 %: such columns may look exchangeable near 0 or 100 %.
+    # Columns of nearly the same count (GSM8K, WinoGrande) are exchangeable up to luck, and then no order is proposed.
+    assume(max(design.counts.values()) > 1.5 * min(design.counts.values()))
     assume(all(20 <= float(right[column]) <= 80 for column in corpus.scores))
     found = [f for f in findings(wrong) if f.check == "standard error" and f.row == row + 1 and f.file == MAIN]
     assert len(found) == 1

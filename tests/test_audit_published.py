@@ -270,7 +270,7 @@ def test_a_declared_average_needs_no_search(tmp_path):
 @pytest.mark.slow
 def test_the_stated_error_rates_are_those_of_this_code():
     """A few generated corpora again: as many are detected as the committed calibration says, up to luck."""
-    stated, fresh = calibration(), calibrate(12, seed=1)
+    stated, fresh = calibration(), calibrate(12, seed=2)
     assert isinstance(stated, Calibration)
     assert stated.any_false_alarm.tables >= 1000
     assert stated.any_false_alarm.high < 0.01

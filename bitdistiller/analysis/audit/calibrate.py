@@ -3,7 +3,8 @@
 Table ``i`` is made with the generator ``(seed, i)``, so a count is repeated exactly by whoever repeats it. A detection
 is a finding by the check in question in the row that was corrupted, or about its whole column or table; nothing is left
 out because it could not have been found (exchanged columns with equal numbers of items, a misprint that is another
-possible score), so rates below 1 are mostly what the printed digits allow.
+possible score), so rates below 1 are mostly what the printed digits allow. The checks were written looking at tables of
+seed 0; the rates are those of another seed.
 """
 
 from typing import Literal
@@ -19,7 +20,7 @@ from bitdistiller.analysis.audit.table import Table
 from bitdistiller.analysis.stats import wilson
 
 
-def calibrate(tables: int, seed: int = 0) -> Calibration:
+def calibrate(tables: int, seed: int = 1) -> Calibration:
     """Audit ``tables`` clean corpora, and a quarter as many of each corruption."""
     alarms = dict.fromkeys(CHECKS, 0)
     any_alarm = 0

@@ -69,9 +69,10 @@ def _swap(table: Table, row: int, cells: list[Cell]) -> Finding | None:
             fewest = min(_moved(order) for order in orders)
             best = [order for order in orders if _moved(order) == fewest]
             proposals.append((_chance(cells, best[0], table.scale), kind, best))
-    if not proposals or min(proposals)[0] >= CHANCE:
+    # Of equally good ones the first, in the order of WHAT.
+    chance, kind, orders = min(proposals, key=lambda proposal: proposal[0], default=(1.0, "", []))
+    if chance >= CHANCE:
         return None
-    chance, kind, orders = min(proposals)
     return _finding(table, row, cells, kind, orders, chance)
 
 
