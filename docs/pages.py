@@ -6,11 +6,13 @@ docstrings, by mkdocstrings.
 """
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 from typer.main import get_command
@@ -21,7 +23,17 @@ from bitdistiller.cli import app
 from bitdistiller.config import Params
 from bitdistiller.errors import UserError
 
+sys.path.insert(0, str(Path(__file__).parent))  # a hook is not a module of any package
+from formulas import Formulas  # noqa: E402
+
 MARKS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
+
+
+@event_priority(100)  # before mkdocstrings takes the extensions over
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Let Markdown read the formulas of docstrings."""
+    config.markdown_extensions.append(Formulas())
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -53,7 +65,7 @@ def claims(root: Path) -> str:
     for name in study_names(root / "studies"):
         study = load_study(name, root / "studies")
         rules = ast.get_docstring(ast.parse((root / "studies" / f"{name}.py").read_text()))
-        found = {scale: studies.get(name) for scale, studies in judged.items()}
+        found = {scale: studies[name] for scale, studies in judged.items() if name in studies}
         lines += [
             f"## {name}",
             f"**{study.question}** Source: {study.source}.",
@@ -107,7 +119,8 @@ def _verdict(claim: Claim, report: StudyReport | None) -> str:
     judged: JudgedClaim | None = next((one for one in report.claims if one.id == claim.id), None)
     if judged is None or judged.sentence != claim.sentence:
         return "not judged since the claim was last changed"
-    return f"{MARKS[judged.verdict.outcome]}<br>{judged.verdict.text}<br>{judged.verdict.basis}"
+    verdict = judged.verdict
+    return f"{MARKS[verdict.outcome]}<br>{verdict.description}: {verdict.text}, over {verdict.basis}"
 
 
 # --- params.yaml ----------------------------------------------------------------------------------------------------
