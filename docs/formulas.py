@@ -18,7 +18,7 @@ _OTHER = re.compile(r":(?:mod|func|class|meth):(?=`)")
 
 class Formulas(Extension):
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 (Markdown's name)
-        md.preprocessors.register(_Formulas(md), "formulas", 40)  # before fenced code is taken out
+        md.preprocessors.register(_Formulas(md), "formulas", 28)  # after whitespace is normalized, before fenced code is taken out
 
 
 class _Formulas(Preprocessor):

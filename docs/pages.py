@@ -24,7 +24,7 @@ from bitdistiller.config import Params
 from bitdistiller.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))  # a hook is not a module of any package
-from formulas import Formulas  # noqa: E402
+from formulas import Formulas
 
 MARKS = {"supported": "✓ supported", "contradicted": "✗ contradicted", "undecided": "? undecided"}
 
@@ -56,9 +56,9 @@ def claims(root: Path) -> str:
     judged = {scale: reports(folder) for scale, folder in scales(root).items()}
     lines = [
         "# Claims register",
-        "Every claim that the studies decide, and its verdict at each scale whose results are in this tree. Below paper "
-        "scale the models are others than the papers': directions and ratios are tested, absolute numbers are not "
-        "comparable ([why](explanation/scales.md)). Rules of a claim are fixed in its study before the runs "
+        "Every claim that the studies decide, and its verdict at each scale whose results are in this tree. Below "
+        "paper scale the models are others than the papers': directions and ratios are tested, absolute numbers are "
+        "not comparable ([why](explanation/scales.md)). Rules of a claim are fixed in its study before the runs "
         "([how verdicts are made](explanation/verdicts.md)).",
         _table(["scale", *MARKS.values()], _counts(judged)),
     ]
@@ -131,8 +131,8 @@ def params(root: Path) -> str:
     schema = Params.model_json_schema()
     lines = [
         "# params.yaml",
-        "One file describes one scale. A key that is not listed here, a value out of range and a name that leads nowhere "
-        "are refused before anything is computed (`bitdistiller check`). NAME is a name that you choose.",
+        "One file describes one scale. A key that is not listed here, a value out of range and a name that leads "
+        "nowhere are refused before anything is computed (`bitdistiller check`). NAME is a name that you choose.",
         *_section("", schema, schema["$defs"], {}),
         "## studies.NAME",
         "What each study takes. *Conditions* are labels under `runs` that its claims name; every label has a list of "
@@ -214,7 +214,9 @@ def commands() -> str:
 
 def _table(head: list[str], rows) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
 
 
 def _indented(text: str) -> str:
