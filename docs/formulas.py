@@ -18,7 +18,8 @@ _OTHER = re.compile(r":(?:mod|func|class|meth):(?=`)")
 
 class Formulas(Extension):
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 (Markdown's name)
-        md.preprocessors.register(_Formulas(md), "formulas", 28)  # after whitespace is normalized, before fenced code is taken out
+        # After whitespace is normalized, which would drop the marks of what is stored; before fenced code is taken out.
+        md.preprocessors.register(_Formulas(md), "formulas", 28)
 
 
 class _Formulas(Preprocessor):
@@ -28,5 +29,5 @@ class _Formulas(Preprocessor):
         return _INLINE.sub(lambda found: self._stored(found[1], "inline"), text).splitlines()
 
     def _stored(self, formula: str, display: str) -> str:
-        aligned = rf"\begin{{aligned}}{formula}\end{{aligned}}" if "&" in formula else formula
+        aligned = rf"\begin{{split}}{formula}\end{{split}}" if "&" in formula else formula
         return self.md.htmlStash.store(convert(" ".join(aligned.split()), display=display))

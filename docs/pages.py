@@ -60,7 +60,7 @@ def claims(root: Path) -> str:
         "paper scale the models are others than the papers': directions and ratios are tested, absolute numbers are "
         "not comparable ([why](explanation/scales.md)). Rules of a claim are fixed in its study before the runs "
         "([how verdicts are made](explanation/verdicts.md)).",
-        _table(["scale", *MARKS.values()], _counts(judged)),
+        _table(["scale", *MARKS.values(), "studies read"], _counts(judged)),
     ]
     for name in study_names(root / "studies"):
         study = load_study(name, root / "studies")
@@ -70,7 +70,7 @@ def claims(root: Path) -> str:
             f"## {name}",
             f"**{study.question}** Source: {study.source}.",
             *_detectable(found),
-            _table(["claim", "sentence", "source", *found], [_row(claim, found) for claim in study.claims]),
+            _table(["claim", *found], [_row(claim, found) for claim in study.claims]),
             '??? note "What is varied, and the rules fixed before the runs"\n\n' + _indented(rules),
         ]
     return "\n\n".join(lines) + "\n"
@@ -99,8 +99,9 @@ def reports(folder: Path) -> dict[str, StudyReport | None]:
 
 def _counts(judged: dict[str, dict[str, StudyReport | None]]) -> Iterator[list[str]]:
     for scale, studies in judged.items():
-        outcomes = [claim.verdict.outcome for report in studies.values() if report for claim in report.claims]
-        yield [scale, *(str(outcomes.count(outcome)) for outcome in MARKS)]
+        read = [report for report in studies.values() if report]
+        outcomes = [claim.verdict.outcome for report in read for claim in report.claims]
+        yield [scale, *(str(outcomes.count(outcome)) for outcome in MARKS), f"{len(read)} of {len(studies)}"]
 
 
 def _detectable(found: dict[str, StudyReport | None]) -> Iterator[str]:
@@ -110,12 +111,13 @@ def _detectable(found: dict[str, StudyReport | None]) -> Iterator[str]:
 
 
 def _row(claim: Claim, found: dict[str, StudyReport | None]) -> list[str]:
-    return [f"`{claim.id}`", claim.sentence, claim.source, *(_verdict(claim, report) for report in found.values())]
+    verdicts = [_verdict(claim, report) for report in found.values()]
+    return [f"`{claim.id}`<br>{claim.sentence}<br>*{claim.source}*", *verdicts]
 
 
 def _verdict(claim: Claim, report: StudyReport | None) -> str:
     if report is None:
-        return "no results that this version reads"
+        return "results of another version of the code"
     judged: JudgedClaim | None = next((one for one in report.claims if one.id == claim.id), None)
     if judged is None or judged.sentence != claim.sentence:
         return "not judged since the claim was last changed"

@@ -245,7 +245,7 @@ def test_the_register_has_every_claim_and_the_verdicts_on_disk(generated):
     for name in study_names(ROOT / "studies"):
         part = page.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         for claim in load_study(name, ROOT / "studies").claims:
-            row = next(line for line in part.splitlines() if line.startswith(f"| `{claim.id}` "))
+            row = next(line for line in part.splitlines() if line.startswith(f"| `{claim.id}`<br>"))
             assert claim.sentence in row and claim.source in row
             committed = json.loads((ROOT / "results" / "studies" / f"{name}.json").read_text())
             judged = {one["id"]: one for one in committed["claims"]}.get(claim.id)
@@ -268,17 +268,24 @@ def test_the_reference_has_every_parameter_and_every_command(generated):
         assert f"## `bitdistiller {name}`" in generated["reference/commands.md"]
 
 
-@pytest.mark.slow
-def test_the_site_is_built_strictly_and_needs_no_network(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The documentation, built strictly: a link or a name that leads nowhere is an error."""
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
         cwd=ROOT,
         env=environment() | {"NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    pages = list(tmp_path.rglob("*.html"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_loads_nothing_from_elsewhere(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) > len(DOCUMENTS) - 3
     loaded = re.compile(
         r"""<(?:script|img|iframe|source)[^>]+src=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//"""
@@ -287,7 +294,19 @@ def test_the_site_is_built_strictly_and_needs_no_network(tmp_path):
         text = page.read_text()
         assert not loaded.search(text), page
         assert ":math:" not in text and ":::" not in text, page
-    assert "<math" in (tmp_path / "reference" / "losses.html").read_text()
+        assert "wzxhzdk" not in text, f"{page}: a formula was not put back"
+    assert "<math" in (site / "reference" / "losses.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="there is no Chromium to look with")
+def test_search_works_from_disk_without_a_network(site):
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    look = [*options, "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom"]
+    address = f"{(site / 'index.html').as_uri()}?q=clipping"
+    done = subprocess.run(["chromium", *look, address], capture_output=True, text=True, timeout=120)
+    assert re.search(r"\d+ matching documents", done.stdout)
+    assert "CONSOLE" not in done.stderr
 
 
 # --- word by word ---------------------------------------------------------------------------------------------------
