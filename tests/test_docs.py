@@ -20,6 +20,9 @@ import yaml
 from bitdistiller.analysis.study import load_study, run_study, study_params
 from bitdistiller.check import check
 from bitdistiller.config import Params
+from bitdistiller.launch import VARIABLE
+from bitdistiller.warm import WarmServer
+from tests import tiny
 from tests.documents import DOCUMENTS, ROOT, Block, blocks, insert
 from tests.synthetic import write_study
 from tests.test_project import GENERATED, committed_files
@@ -56,7 +59,7 @@ class Reader:
             elif block.language == "bash":
                 folder = self.run(block, folder)
             elif block.language == "python":
-                with in_folder(folder if "profiles/mine" not in block.text else self.root):
+                with in_folder(folder):
                     exec(compile(block.text, str(block), "exec"), names)
 
     def write(self, block: Block) -> None:
@@ -112,12 +115,20 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def after_tutorial(tmp_path_factory, tiny_model, tiny_text) -> Reader:
+def warm(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """An environment in which commands start warm, where that is possible: the same commands, without their imports."""
+    with WarmServer(tmp_path_factory.mktemp("warm") / "log") as server:
+        yield environment() | ({VARIABLE: server.address} if server.wait() is None else {})
+
+
+@pytest.fixture(scope="module")
+def after_tutorial(tmp_path_factory, tiny_text, warm) -> Reader:
     """A reader who has followed the tutorial."""
     root = copy_repository(tmp_path_factory.mktemp("reader"))
+    model = tiny.make_model(tmp_path_factory.mktemp("model"), inner=64)  # whole groups, which packed checkpoints need
     params = root / "docs" / "tutorial-params.yaml"
-    params.write_text(shrunk(params.read_text(), tiny_text).replace("micro-1m", str(tiny_model)))
-    reader = Reader(root, environment())
+    params.write_text(shrunk(params.read_text(), tiny_text).replace("micro-1m", str(model)))
+    reader = Reader(root, warm)
     reader.follow(TUTORIAL)
     return reader
 
@@ -335,13 +346,10 @@ def test_how_to_pages_do_what_they_say(after_tutorial, document):
 
 
 @pytest.mark.slow
-def test_the_readme_s_commands_work(tmp_path, tiny_model, tiny_text):
+def test_the_readme_s_commands_work(tmp_path, tiny_model, tiny_text, warm):
     root = copy_repository(tmp_path / "reader")
     text = shrunk((root / "params.yaml").read_text(), tiny_text)
-    names = {"micro-1m": tiny_model}
-    for name, model in names.items():
-        text = re.sub(rf"\b{name}\b", str(model), text)
-    params = yaml.safe_load(text)
+    params = yaml.safe_load(text.replace("micro-1m", str(tiny_model)))
     params.pop("defaults")
     runs = [run for named in params["studies"]["objectives"]["runs"].values() for run in named]
     wanted = {
@@ -361,5 +369,5 @@ def test_the_readme_s_commands_work(tmp_path, tiny_model, tiny_text):
     subprocess.run(
         ["git", "-c", "user.name=r", "-c", "user.email=r@localhost", "commit", "-qam", "small"], cwd=root, check=True
     )
-    Reader(root, environment()).follow("README.md")
+    Reader(root, warm).follow("README.md")
     assert (root / "results" / "studies" / "objectives.json").exists()
