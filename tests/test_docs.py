@@ -221,6 +221,14 @@ def test_the_tutorial_s_study_can_end_either_way(tutorial_params, tmp_path, perp
     assert [claim.verdict.outcome for claim in report.claims] == outcomes
 
 
+def test_the_models_that_a_page_names_are_the_built_in_ones():
+    from bitdistiller.models.registry import known_names
+
+    page = (ROOT / "docs" / "howto" / "own-model.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("1. the name of a built-in model"))
+    assert set(re.findall(r"`([^`]+)`", line)) == set(known_names())
+
+
 def test_the_readme_s_python_runs():
     names = {}
     for block in blocks("README.md"):
