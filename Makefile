@@ -12,17 +12,12 @@ BIN := $(CURDIR)/.venv/bin
 READY := .venv/.installed
 PEERS := .venv-peers/.installed
 
-# A scale is a folder with a params.yaml and a dvc.yaml of its own.
-FOLDER_micro := .
-FOLDER_laptop := profiles/laptop
-FOLDER_paper := profiles/paper
-FOLDER := $(FOLDER_$(SCALE))
-ifeq ($(FOLDER),)
-$(error SCALE=$(SCALE) is not a scale; choose micro, laptop or paper)
+# A scale is a folder with a params.yaml and a dvc.yaml of its own: micro is this one, the others are in profiles/.
+ONE_SEED := $(if $(filter micro,$(SCALE)),.,$(patsubst %/params.yaml,%,$(wildcard profiles/$(SCALE)/params.yaml)))
+ifeq ($(ONE_SEED),)
+$(error SCALE=$(SCALE) is not a scale; choose micro, laptop or paper, or write profiles/$(SCALE)/params.yaml)
 endif
-ifneq ($(SEEDS),1)
-FOLDER := $(FOLDER)/profiles/seeds-$(SEEDS)
-endif
+FOLDER := $(ONE_SEED)$(if $(filter-out 1,$(SEEDS)),/profiles/seeds-$(SEEDS))
 
 # DVC's stages call `bitdistiller`, so the environment comes first on the path. Only the paper scale needs the hub.
 export PATH := $(BIN):$(PATH)
@@ -36,15 +31,18 @@ unexport PYTHONDONTWRITEBYTECODE
 # One worker a core; tests/conftest.py keeps each to one thread.
 PYTEST := .venv/bin/pytest -n logical --maxprocesses 4 --dist loadscope
 
-.PHONY: help reproduce peers report pretrain benchmark test test-all lint
+.PHONY: help setup reproduce peers report docs pretrain benchmark test test-all lint
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
-reproduce: $(READY) ## run the pipeline of a scale and print its verdicts (SCALE=micro, laptop or paper; SEEDS=3)
+setup: $(READY) ## make .venv and fetch the pinned data, after which no network is needed
+	.venv/bin/bitdistiller fetch
+
+reproduce: $(READY) ## run the pipeline of a scale and print its verdicts (SCALE=micro, laptop, paper or a folder of profiles/; SEEDS=3)
 	.venv/bin/bitdistiller fetch
 ifneq ($(SEEDS),1)
-	@cd $(FOLDER_$(SCALE)) && bitdistiller seeds $(SEEDS)
+	@cd $(ONE_SEED) && bitdistiller seeds $(SEEDS)
 endif
 	@cd $(FOLDER) && bitdistiller check
 	@cd $(FOLDER) && bitdistiller reproduce
@@ -58,6 +56,9 @@ peers: $(PEERS) ## make the environment of other people's quantizers (GPTQ, HQQ,
 
 report: $(READY) ## redraw tables, figures and report of a scale from its committed results
 	cd $(FOLDER) && bitdistiller report
+
+docs: $(READY) ## build the documentation into site/
+	.venv/bin/mkdocs build --strict
 
 pretrain: $(READY) ## train the micro models again from scratch (about an hour)
 	.venv/bin/bitdistiller fetch
@@ -84,7 +85,7 @@ $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bitdistiller needs Python 3.11 or newer, and $(PYTHON) is $$("$(PYTHON)" -V 2>&1); name another: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Filling .venv with the versions in constraints.txt (two to three minutes)"
 	@"$(BIN)/python" -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv
-	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	@"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 $(PEERS): constraints-peers.txt | $(READY)

@@ -19,12 +19,12 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
 
 
-def make_model(folder: Path, seed: int = 0, kind: str = "bpe", vocabulary: int | None = None) -> Path:
+def make_model(folder: Path, seed: int = 0, kind: str = "bpe", vocabulary: int | None = None, inner: int = 72) -> Path:
     """A random Llama of 2 layers and width 32 with a byte-level tokenizer, saved to ``folder``."""
     tokenizer = train_tokenizer(kind, sentences(50))
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocabulary or len(tokenizer), hidden_size=32, num_hidden_layers=2, intermediate_size=72,
+        vocab_size=vocabulary or len(tokenizer), hidden_size=32, num_hidden_layers=2, intermediate_size=inner,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
         initializer_range=0.2, bos_token_id=0, eos_token_id=0, pad_token_id=1,
     )  # fmt: skip
