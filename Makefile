@@ -58,7 +58,7 @@ report: $(READY) ## redraw tables, figures and report of a scale from its commit
 	cd $(FOLDER) && bitdistiller report
 
 docs: $(READY) ## build the documentation into site/
-	.venv/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 pretrain: $(READY) ## train the micro models again from scratch (about an hour)
 	.venv/bin/bitdistiller fetch
