@@ -334,6 +334,8 @@ HOW_TO = [
     "docs/howto/own-model.md",
     "docs/howto/export.md",
     "docs/howto/quantizer-in-ci.md",
+    "docs/howto/audit.md",
+    "docs/howto/compare.md",
 ]
 
 
