@@ -1,5 +1,6 @@
 """The audit's checks against brute force, and on tables that are made right and then corrupted."""
 
+from dataclasses import replace
 from decimal import ROUND_HALF_DOWN, ROUND_HALF_UP, Decimal, localcontext
 from math import isqrt
 
@@ -16,7 +17,7 @@ from bitdistiller.analysis.audit.counts import counts, likeliest
 from bitdistiller.analysis.audit.items import find_benchmark, registry
 from bitdistiller.analysis.audit.labels import model_name
 from bitdistiller.analysis.audit.share import error_miss, share_fits
-from bitdistiller.analysis.audit.synthetic import CORRUPTIONS, MAIN, Design, make_corpus
+from bitdistiller.analysis.audit.synthetic import CORRUPTIONS, MAIN, Design, draw_design, make_corpus
 from bitdistiller.analysis.audit.table import Table, parse, read_table
 
 KNOWN = {bench.name: bench.items for bench in registry() if bench.counted}
@@ -124,21 +125,22 @@ def test_a_permuted_row_is_put_back_in_order(design, seed):
         assert text == f"{after[column]} ± {after[f'{column}_se']}"
 
 
-@fewer
-@given(designs(errors=True, places=2, percent=True), SEEDS)
-def test_scores_that_moved_without_their_errors_are_told_from_those_that_moved_with_them(design, seed):
-    rng = np.random.default_rng(seed)
-    corpus = make_corpus(design, rng)
-    frame = corpus.tables[MAIN].copy()
-    assume(all(20 <= float(frame.loc[0, column]) <= 80 for column in corpus.scores))
-    right = frame.loc[0].copy()
-    frame.loc[0, corpus.scores] = np.roll(frame.loc[0, corpus.scores].to_numpy(), 1)
-    found = [f for f in findings(corpus.changed(frame, 0)) if f.row == 1 and f.file == MAIN]
-    swaps = [f for f in found if f.title == "scores stand in the wrong columns"]
-    # Where p (1 - p) hardly changes, standard errors do not tell which score they belong to; digits may.
-    if swaps:
-        assert all(text == f"{right[c]} ± {right[f'{c}_se']}" for c, text in swaps[0].fits.items())
-    assert not any(f.title.startswith("scores with their") for f in found)
+def test_scores_that_moved_without_their_errors_are_told_from_those_that_moved_with_them():
+    """Where p (1 - p) hardly changes only the digits tell, so an order may be lucky: rarely, says its chance."""
+    right = wrong = 0
+    for i in range(40):
+        rng = np.random.default_rng((3, i))
+        design = replace(draw_design(rng), errors=True, places=2, percent=True)
+        corpus = make_corpus(design, rng)
+        frame = corpus.tables[MAIN].copy()
+        before = frame.loc[0].copy()
+        frame.loc[0, corpus.scores] = np.roll(frame.loc[0, corpus.scores].to_numpy(), 1)
+        found = [f for f in findings(corpus.changed(frame, 0)) if f.row == 1 and f.file == MAIN]
+        for swap in (f for f in found if f.title.endswith("stand in the wrong columns")):
+            true = all(text == f"{before[c]} ± {before[f'{c}_se']}" for c, text in swap.fits.items())
+            right, wrong = right + true, wrong + (not true)
+    assert right >= 20
+    assert wrong <= 2
 
 
 @given(designs(places=2, percent=True), SEEDS, st.integers(-2000, 2000))

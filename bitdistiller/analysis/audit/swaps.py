@@ -112,7 +112,8 @@ def _luck(cell: Cell, cells: list[Cell], scale: float) -> float:
     share = 1.0
     if cell.count.exact and telling(cell.number, cell.count.exact, scale):
         share = min(1.0, 2 * luck(cell.number, cell.count.exact, scale))
-    if cell.error is None:
+    # A standard error that fits where it is printed says nothing for another order.
+    if cell.error is None or not error_miss(cell.number, cell.error, (cell.count.low, cell.count.high), scale):
         return share
     expected = [expected_error(other.number, (other.count.low, other.count.high), scale) for other in cells]
     spread = max(high for _, high in expected) - min(low for low, _ in expected)
