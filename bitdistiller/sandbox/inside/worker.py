@@ -90,9 +90,11 @@ def _start_judge(limits: dict) -> int:
 
 
 def _reap_the_rest() -> None:
-    """Reap a killed judge and its sandbox, which the kernel ends after it; after any other there is nothing left."""
+    """End and reap what outlived its judge: nothing, unless that was killed or there is no PID namespace."""
     with contextlib.suppress(ChildProcessError):
         while True:
+            for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
             os.waitpid(-1, 0)
 
 
@@ -157,6 +159,7 @@ def _first_process(ends: tuple[int, int, int], tell: int, limits: dict, address_
     processes = limits["processes"] + 2 if isolated else None
     program = os.fork()
     if program == 0:
+        isolate.die_with_parent()
         run_program(*ends, limits, address_bytes, processes)
     os.dup2(tell, 0)
     os.closerange(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
