@@ -358,7 +358,8 @@ def sandbox(
         Path | None, typer.Argument(help="Python file to run as a module.", metavar="FILE", show_default=False)
     ] = None,
     tests: Annotated[
-        Path | None, typer.Option(help="File of tests that call its functions.", show_default="none: it runs to its end")
+        Path | None,
+        typer.Option(help="File of tests that call its functions.", show_default="none: it runs to its end"),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Say what isolates a program on this machine.")] = False,
     attacks: Annotated[bool, typer.Option("--attacks", help="Run hostile programs, and show how each ended.")] = False,

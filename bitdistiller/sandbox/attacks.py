@@ -500,6 +500,15 @@ FORGERY = [
     _attack("end a loop early", "error", "raise StopIteration", tests="assert all(map(lambda _: attack(), [1, 2]))"),
     _attack("pass for a caught exception", "exited-early", "raise SystemExit",
             tests="try:\n    assert attack()\nexcept Exception:\n    pass"),
+    _attack("exit instead of raising", "exited-early", "import os\nos._exit(0)",
+            tests="try:\n    attack()\nexcept Exception:\n    pass\nelse:\n    assert False"),
+    _attack("exit after the last call", "exited-early", """
+        import os, threading, time
+        def leave():
+            time.sleep(0.1)
+            os._exit(0)
+        threading.Thread(target=leave).start()
+        return True""", tests="assert attack()\nimport time\ntime.sleep(0.3)"),
     _attack("close everything", "exited-early", """
         import os
         os.closerange(0, 100)

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bitdistiller.errors import UserError
-from bitdistiller.sandbox.inside.worker import LENGTH_BYTES
+from bitdistiller.sandbox.inside.wire import LENGTH_BYTES
 from bitdistiller.sandbox.outcome import Limits, Outcome
 
 _START_SECONDS = 120.0  # for the interpreter to import the standard library, on a machine under load
@@ -84,6 +84,7 @@ class Worker:
         if outcome["verdict"] == "passed" and outcome["token"] != token:
             return _outside("forged", "a report of success that is not the judge's", time.monotonic() - started)
         del outcome["token"]
+        outcome |= {key: _harmless(outcome[key]) for key in ("detail", "output")}
         return Outcome.model_validate(outcome)
 
     def _next_sandbox(self) -> list[str]:
@@ -127,9 +128,7 @@ class Worker:
         return json.loads(line)
 
 
-def run_program(
-    source: str, tests: str, limits: Limits | None = None, *, without_isolation: bool = False
-) -> Outcome:
+def run_program(source: str, tests: str, limits: Limits | None = None, *, without_isolation: bool = False) -> Outcome:
     """Run one program against its tests, in a sandbox of its own.
 
     ``source`` is the program; the functions that ``tests`` use and do not define are its. Arguments and results cross
@@ -181,6 +180,13 @@ def _start(limits: Limits, isolated: bool) -> subprocess.Popen:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd="/",
         start_new_session=True,
     )  # fmt: skip
+
+
+def _harmless(text: str) -> str:
+    """Text without what would steer a terminal that it is printed on."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
 
 
 def _outside(verdict: str, detail: str, seconds: float) -> Outcome:

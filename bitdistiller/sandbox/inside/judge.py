@@ -18,8 +18,9 @@ import symtable
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from .wire import Line, Malformed, TooLong, decode, encode
+from .wire import Line, MalformedError, TooLongError, decode, encode
 
 _LOOK_SECONDS = 0.02
 _KEPT_OUTPUT = 4096  # bytes of what the program prints, for the user to read
@@ -27,10 +28,6 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TESTS = "tests"
 # Exceptions with which a program could end a loop in the tests early, or pass for a failed comparison.
 _NOT_RAISED_HERE = (StopIteration, StopAsyncIteration, AssertionError)
-
-
-class ProgramRaised(BaseException):
-    """Stands for an exception of the program that tests must not catch, such as SystemExit."""
 
 
 class Child:
@@ -102,12 +99,6 @@ class Judge:
         try:
             self._exchange(job["source"])
             self._test(job["tests"])
-        except Malformed as error:
-            self.finish("forged", f"the program sent something that is not the result of a call: {error}")
-        except TooLong as error:
-            self.finish("output", str(error))
-        except (EOFError, BrokenPipeError):
-            self.finish(*self._how_it_ended())
         except BaseException as error:
             self.finish(*self._what_failed(error, job["tests"]))
         self.finish("passed", "")
@@ -116,7 +107,7 @@ class Judge:
         random.seed(0)
         namespace = {"__name__": _TESTS} | {name: self._function(name) for name in undefined_names(tests)}
         exec(compile(tests, _TESTS, "exec", dont_inherit=True, optimize=0), namespace)
-        self._nothing_unasked()
+        self._exchange(None)
 
     def _function(self, name: str) -> Callable:
         def call(*positional, **named):
@@ -126,21 +117,31 @@ class Judge:
         return call
 
     def _exchange(self, message: object) -> object:
-        """Send a message, wait for its reply, and return or raise what it says."""
-        self._nothing_unasked()
-        self.child.line.send(message)
-        match self.child.line.receive():
-            case {"value": value, **rest} if not rest:
-                return decode(value)
-            case {"raised": [str() as kind, str() as text, int() | None as line], **rest} if not rest:
-                raise _as_exception(kind, text, line)
-        raise Malformed("neither a value nor an exception")
+        """Send a message, wait for its reply, and return or raise what it says.
+
+        What is neither a value nor an ordinary exception ends the matter here, where no test can catch it.
+        """
+        try:
+            self._nothing_unasked()
+            self.child.line.send(message)
+            reply = _read_reply(self.child.line.receive())
+        except MalformedError as error:
+            self.finish("forged", f"the program sent something that is not the result of a call: {error}")
+        except TooLongError as error:
+            self.finish("output", str(error))
+        except (EOFError, BrokenPipeError):
+            self.finish(*self._how_it_ended())
+        if not isinstance(reply, _Raised):
+            return reply
+        if reply.kind == "SystemExit":
+            self.finish("exited-early", reply.summary)
+        raise reply.as_exception()
 
     def _nothing_unasked(self) -> None:
         poll = select.poll()
         poll.register(self.child.line.incoming, select.POLLIN)
         if self.child.line.pending() or any(event & select.POLLIN for _, event in poll.poll(0)):
-            raise Malformed("a reply before there was a call")
+            raise MalformedError("a reply before there was a call")
 
     def _how_it_ended(self) -> tuple[str, str]:
         status, cpu_seconds = self.child.wait_for_end()
@@ -152,10 +153,9 @@ class Judge:
         return "killed", f"ended by {signal.Signals(number).name}"
 
     def _what_failed(self, error: BaseException, tests: str) -> tuple[str, str]:
-        kind = getattr(error, "program_raised", None)
-        if kind is not None:
-            verdict = {"MemoryError": "memory", "SystemExit": "exited-early"}.get(kind, "error")
-            return verdict, str(error.program_text)
+        raised = getattr(error, "raised_by_program", None)
+        if raised is not None:
+            return "memory" if raised.kind == "MemoryError" else "error", raised.summary
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == _TESTS]
         place = f", test line {lines[-1]}: {tests.splitlines()[lines[-1] - 1].strip()}" if lines else ""
         if isinstance(error, AssertionError):
@@ -205,17 +205,37 @@ class Judge:
         os._exit(0)
 
 
-def _as_exception(kind: str, text: str, line: int | None) -> BaseException:
-    """What the program raised, as the built-in exception of that name where tests may catch one."""
-    found = getattr(builtins, kind, None)
-    ordinary = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, _NOT_RAISED_HERE)
-    try:
-        error = found(text) if ordinary else ProgramRaised(text) if kind == "SystemExit" else RuntimeError(text)
-    except TypeError:  # a few take more arguments
-        error = RuntimeError(text)
-    error.program_raised = kind
-    error.program_text = f"{kind}: {text}" + (f", line {line} of the program" if line is not None else "")
-    return error
+@dataclass(frozen=True)
+class _Raised:
+    """An exception of the program."""
+
+    kind: str
+    text: str
+    line: int | None
+
+    @property
+    def summary(self) -> str:
+        return f"{self.kind}: {self.text}" + ("" if self.line is None else f", line {self.line} of the program")
+
+    def as_exception(self) -> Exception:
+        """The built-in exception of that name, where tests may catch one; else a ``RuntimeError``."""
+        found = getattr(builtins, self.kind, None)
+        ordinary = isinstance(found, type) and issubclass(found, Exception) and not issubclass(found, _NOT_RAISED_HERE)
+        try:
+            error = found(self.text) if ordinary else RuntimeError(self.text)
+        except TypeError:  # a few take more arguments
+            error = RuntimeError(self.text)
+        error.raised_by_program = self
+        return error
+
+
+def _read_reply(message: object) -> object:
+    match message:
+        case {"value": value, **rest} if not rest:
+            return decode(value)
+        case {"raised": [str() as kind, str() as text, int() | None as line], **rest} if not rest:
+            return _Raised(kind, text, line)
+    raise MalformedError("neither a value nor an exception")
 
 
 def undefined_names(source: str) -> list[str]:

@@ -12,6 +12,7 @@ import resource
 import sys
 import types
 from contextlib import suppress
+from functools import partial
 
 from .wire import Line, decode, encode
 
@@ -31,9 +32,9 @@ def main(requests: int, replies: int, output: int, limits: dict, address_bytes: 
     source = line.receive(None)
     line.send(_attempt(lambda: exec(compile(source, f"{NAME}.py", "exec", dont_inherit=True), module.__dict__)))
     with suppress(EOFError):
-        while True:
-            name, arguments = line.receive(None)
-            line.send(_attempt(lambda: _call(module, name, arguments)))  # noqa: B023
+        while call := line.receive(None):
+            line.send(_attempt(partial(_call, module, *call)))
+        line.send(_attempt(lambda: None))
     os._exit(0)
 
 

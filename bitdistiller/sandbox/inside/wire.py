@@ -13,16 +13,17 @@ from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+LENGTH_BYTES = 8  # of the number before a job
 MESSAGE_BYTES = 4 << 20  # of one value; decoded, it can take about thirty times as much
 _ITEMS = 100_000  # of an iterator, which may be endless
 _CONTAINERS = {"tuple": tuple, "set": set, "frozenset": frozenset}
 
 
-class Malformed(Exception):
+class MalformedError(Exception):
     """Bytes that are no message of this protocol."""
 
 
-class TooLong(Exception):
+class TooLongError(Exception):
     """A message beyond the limit."""
 
 
@@ -78,11 +79,11 @@ def _items(value: object) -> list | None:
 
 
 def decode(message: object) -> object:
-    """The value that ``encode`` was given; ``Malformed`` if it could not have come from there."""
+    """The value that ``encode`` was given; ``MalformedError`` if it could not have come from there."""
     try:
         return _decode(message)
     except (TypeError, ValueError, RecursionError, ZeroDivisionError, InvalidOperation) as error:
-        raise Malformed(f"not a value: {error}") from None
+        raise MalformedError(f"not a value: {error}") from None
 
 
 def _decode(message: object) -> object:
@@ -127,12 +128,12 @@ class Line:
             rest = rest[os.write(self._outgoing, rest) :]
 
     def receive(self, limit: int | None = MESSAGE_BYTES) -> object:
-        """The next message; ``EOFError`` at the end, ``TooLong`` or ``Malformed`` if it is not JSON."""
+        """The next message; ``EOFError`` at the end, ``TooLongError`` or ``MalformedError`` if it is not JSON."""
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if limit is not None and searched > limit:
-                raise TooLong(f"a result of more than {limit:,} bytes")
+                raise TooLongError(f"a result of more than {limit:,} bytes")
             received = os.read(self.incoming, 1 << 16)
             if not received:
                 raise EOFError
@@ -142,7 +143,7 @@ class Line:
         try:
             return json.loads(message)
         except (ValueError, RecursionError) as error:
-            raise Malformed(f"not JSON: {error}") from None
+            raise MalformedError(f"not JSON: {error}") from None
 
     def pending(self) -> bool:
         """Whether bytes were received beyond the last message."""

@@ -25,9 +25,8 @@ from pathlib import Path
 from . import calls, isolate, kernel
 from .judge import Child, Judge
 from .program import main as run_program
-from .wire import Line
+from .wire import LENGTH_BYTES, Line
 
-LENGTH_BYTES = 8  # of the number before a job
 _REFUSED = 3
 # Not loaded in advance: tests of the interpreter, and modules that reach for a terminal, a display or a database.
 _LEFT_OUT = ("_test", "_xx", "xx", "_tkinter", "readline", "_curses", "_dbm", "_gdbm", "nis", "ossaudiodev", "spwd")
