@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bitdistiller.sandbox import Limits
+from bitdistiller.sandbox import Limits, run_program
 from bitdistiller.sandbox.attacks import ATTACKS, LIMITS, run_attacks, targets
 from tests.test_sandbox import processes, wait_until
 
@@ -98,10 +99,6 @@ def test_targets_are_reachable_for_an_ordinary_process_and_notice_it():
 
 def test_the_search_for_processes_finds_what_runs_in_a_sandbox():
     """Otherwise it would mean nothing that it finds none."""
-    import threading
-
-    from bitdistiller.sandbox import run_program
-
     limits = Limits(seconds=2.71875)
     source = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1000)\ntime.sleep(1000)"
     thread = threading.Thread(target=run_program, args=(source, "", limits))

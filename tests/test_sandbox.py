@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, OrderedDict, deque, namedtuple
 from decimal import Decimal
@@ -304,25 +305,21 @@ def test_success_without_the_token_counts_as_forged(worker, monkeypatch):
     assert worker.run("", "").verdict == "forged"
 
 
-def test_a_judge_that_dies_is_no_success_and_takes_its_program_with_it():
-    """Killed from outside; the program below it goes, and the next one gets a fresh worker."""
-    import threading
-
-    limits = Limits(seconds=17.25)
-    with Worker(limits) as worker:
-        worker.facts()
-        worker.close()
-        outcomes = []
+@pytest.mark.parametrize("victim, seconds", [("judge", 17.25), ("worker", 17.375)])
+def test_a_judge_or_worker_that_is_killed_is_no_success_and_takes_its_program_with_it(victim, seconds, monkeypatch):
+    mark, outcomes, sent, send = f'"seconds": {seconds}', [], threading.Event(), Worker._send
+    monkeypatch.setattr(Worker, "_send", lambda self, job: (send(self, job), sent.set()))
+    with Worker(Limits(seconds=seconds)) as worker:
         thread = threading.Thread(target=lambda: outcomes.append(worker.run(SLEEP, "f()")))
         thread.start()
-        assert wait_until(lambda: len(processes('"seconds": 17.25')) == 4)
-        (judge,) = children(worker._process.pid)
-        os.kill(judge, signal.SIGKILL)
-        thread.join()
-        assert [(outcome.verdict, outcome.detail) for outcome in outcomes] == [
-            ("killed", "its judge ended without an outcome")
-        ]
-        assert processes('"seconds": 17.25') == []
+        assert sent.wait(60)
+        assert len(processes(mark)) == 4
+        pid = worker._process.pid
+        os.kill(children(pid)[0] if victim == "judge" else pid, signal.SIGKILL)
+        thread.join(timeout=10)
+        assert [outcome.verdict for outcome in outcomes] == ["killed"]
+        assert outcomes[0].detail == "its judge ended without an outcome"
+        assert wait_until(lambda: not processes(mark), seconds=5)
         assert worker.run("", "").verdict == "passed"
 
 

@@ -150,6 +150,10 @@ FILES = [
     _attack("change the library", "error", """
         import os
         return open(os.__file__, "a").write("x")"""),
+    _attack("installed packages", "failed", """
+        import os
+        folders = [os.path.dirname(os.__file__) + "/" + name for name in ("site-packages", "dist-packages")]
+        return sum([os.listdir(folder) for folder in folders if os.path.isdir(folder)], [])"""),
     _attack("plant a module", "error", """
         import os
         return open(os.path.join(os.path.dirname(os.__file__), "attack_was_here.py"), "w").write("x")"""),
@@ -402,6 +406,8 @@ PROCESSES = [
     _attack("kill itself", "killed", """
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)"""),
+    _attack("die of a nameless signal", "killed", "import os\nos.kill(os.getpid(), 40)",
+            tests="try:\n    attack()\nexcept Exception:\n    pass"),
     _attack("stay as a daemon", "failed", """
         import os, time
         if os.fork() == 0:

@@ -150,7 +150,7 @@ class Judge:
         number = os.WTERMSIG(status)
         if number == signal.SIGKILL and cpu_seconds >= self.limits["cpu_seconds"] - 0.1:
             return "timeout", f"more than {self.limits['cpu_seconds']} s of CPU time"
-        return "killed", f"ended by {signal.Signals(number).name}"
+        return "killed", f"ended by {_signal_name(number)}"
 
     def _what_failed(self, error: BaseException, tests: str) -> tuple[str, str]:
         raised = getattr(error, "raised_by_program", None)
@@ -192,7 +192,7 @@ class Judge:
 
     def finish(self, verdict: str, detail: str) -> None:
         """End the program and all its processes, report, and end this process; never returns."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
         seconds = time.monotonic() - self.started
         self._measure()
         self.child.end()
@@ -227,6 +227,13 @@ class _Raised:
             error = RuntimeError(self.text)
         error.raised_by_program = self
         return error
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most of the real-time signals have none
+        return f"signal {number}"
 
 
 def _read_reply(message: object) -> object:
