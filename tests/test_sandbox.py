@@ -313,7 +313,7 @@ def test_a_judge_or_worker_that_is_killed_is_no_success_and_takes_its_program_wi
         thread = threading.Thread(target=lambda: outcomes.append(worker.run(SLEEP, "f()")))
         thread.start()
         assert sent.wait(60)
-        assert len(processes(mark)) == 4
+        assert wait_until(lambda: len(processes(mark)) == 4)
         pid = worker._process.pid
         os.kill(children(pid)[0] if victim == "judge" else pid, signal.SIGKILL)
         thread.join(timeout=10)
