@@ -31,7 +31,8 @@ Bubblewrap is not used: it makes the same kernel calls, but starts a new program
 an interpreter and its libraries in view; here the sandbox is made around an interpreter that runs already, which takes
 about 20 ms a program. If a machine does not allow this (user namespaces switched off, a container that forbids them,
 another system than Linux), nothing is run and a ``UserError`` says which call was refused. ``without_isolation`` gives
-all this up except for limits and separate processes."""
+all this up except for limits and separate processes.
+"""
 
 from bitdistiller.sandbox.outcome import Limits, Outcome
 from bitdistiller.sandbox.run import Worker, run_many, run_program
