@@ -411,3 +411,32 @@ def pretrain(
     from bitdistiller.models.pretrain import pretrain as pretrain_model
 
     pretrain_model(name, load_pretrain_params(params), ARTIFACTS)
+
+
+@app.command()
+def sandbox(
+    program: Annotated[
+        Path | None, typer.Argument(help="Python file to run as a module.", metavar="FILE", show_default=False)
+    ] = None,
+    tests: Annotated[
+        Path | None,
+        typer.Option(help="File of tests that call its functions.", show_default="none: it runs to its end"),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Say what isolates a program on this machine.")] = False,
+    attacks: Annotated[bool, typer.Option("--attacks", help="Run hostile programs, and show how each ended.")] = False,
+    without_isolation: Annotated[
+        bool,
+        typer.Option("--run-model-code-without-isolation", help="Run FILE as you, free to read, write and send."),
+    ] = False,
+) -> None:
+    """Run a program that nobody has read, in a sandbox; exit status 1 unless it passes its tests."""
+    from bitdistiller.sandbox.commands import attack_lines, check_lines, program_lines
+
+    if [program is not None, check, attacks].count(True) != 1 or (without_isolation and program is None):
+        raise UserError("sandbox takes either FILE or --check or --attacks, and only FILE runs without isolation")
+    if program is not None:
+        lines, good = program_lines(program, tests, without_isolation)
+    else:
+        lines, good = check_lines() if check else attack_lines()
+    print("\n".join(lines))
+    sys.exit(0 if good else 1)
