@@ -11,7 +11,8 @@ import pandas as pd
 from bitdistiller.analysis.difference import CostDifference, Difference, ScoreDifference, compare_results
 from bitdistiller.analysis.snapshot import VerdictExcerpt, read_snapshot
 from bitdistiller.analysis.verdict import digits, format_effect
-from bitdistiller.report.tables import EMPTY, SYMBOLS, duration, memory, number, probability, to_markdown
+from bitdistiller.report.cells import EMPTY, number, to_markdown
+from bitdistiller.report.tables import SYMBOLS, duration, memory, probability
 
 NAMED = 6  # runs that a line lists before it counts the others
 
