@@ -12,7 +12,7 @@ import yaml
 
 from bitdistiller import reproduce
 from tests.test_pipeline import ROOT, pipeline_params
-from tests.test_warm import are_gone, eventually
+from tests.test_warm import are_gone, eventually, heed_signals
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="elsewhere this is `dvc repro`")
 
@@ -64,7 +64,8 @@ def dvc(folder: Path, *arguments: str) -> str:
 def start(folder: Path, *arguments: str, cold: bool = True) -> subprocess.Popen:
     program = "from bitdistiller.launch import main; main()"
     command = [sys.executable, "-P", "-c", program, "reproduce", *(["--cold"] if cold else []), *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, text=True, preexec_fn=heed_signals, **pipes)
 
 
 def run(folder: Path, *arguments: str, cold: bool = True) -> tuple[int, str, str]:

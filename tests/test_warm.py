@@ -32,6 +32,12 @@ launch.main()
 """
 
 
+def heed_signals() -> None:
+    """In a new process: a run of the tests that ignores signals, as one under nohup does, would hand that on."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def eventually(condition: Callable[[], bool]) -> bool:
     """Whether a condition becomes true; generous, for loaded machines."""
     deadline = time.monotonic() + 300
@@ -55,14 +61,16 @@ class Server:
         self.sources.mkdir()
         (self.sources / "code.py").write_text("1")
         command = [sys.executable, "-P", "-c", SERVER, str(self.socket), str(self.sources)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, text=True, preexec_fn=heed_signals, **pipes)
         assert self.process.stdout.readline() == "ready\n"
 
     def start(self, program: str, client: str = CLIENT, **options) -> subprocess.Popen:
         """A client of this server; keyword arguments of Popen, with ``env`` on top of this environment."""
         options["env"] = {**os.environ, "BITDISTILLER_WARM": str(self.socket), **options.get("env", {})}
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen([sys.executable, "-P", "-c", client, program], text=True, **{**pipes, **options})
+        command = [sys.executable, "-P", "-c", client, program]
+        return subprocess.Popen(command, text=True, preexec_fn=heed_signals, **{**pipes, **options})
 
     def run(self, program: str, given: str = "", **options) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of a program."""
