@@ -11,7 +11,10 @@ import pytest
 
 from bitdistiller.sandbox import Limits, run_program
 from bitdistiller.sandbox.attacks import ATTACKS, LIMITS, run_attacks, targets
+from tests.isolation import needs_isolation
 from tests.test_sandbox import processes, wait_until
+
+pytestmark = needs_isolation
 
 TRACE = "attack-was-here"  # in the name of everything that an attack tries to leave
 # Endless ones take all their time, so here they get less; it also marks the command lines of these workers.

@@ -9,21 +9,25 @@ from hypothesis import strategies as st
 from bitdistiller.errors import UserError
 from bitdistiller.sandbox import run_many
 from bitdistiller.sandbox.humaneval import STOP_WORDS, code_of, cut, pass_at_k, problems
+from tests.isolation import needs_isolation
 
 PROBLEMS = problems()
 
 
+@needs_isolation
 def test_all_reference_solutions_pass():
     assert len(PROBLEMS) == 164
     outcomes = run_many([problem.program(problem.solution) for problem in PROBLEMS])
     assert [(p.name, o) for p, o in zip(PROBLEMS, outcomes, strict=True) if not o.passed] == []
 
 
+@needs_isolation
 def test_no_empty_function_passes():
     outcomes = run_many([problem.program("    pass\n") for problem in PROBLEMS[::4]])
     assert {outcome.verdict for outcome in outcomes} == {"failed", "error"}
 
 
+@needs_isolation
 def test_the_whole_function_as_a_chat_model_answers_passes():
     chosen = [problem for problem in PROBLEMS if problem.helpers.count("def ")] + PROBLEMS[::20]
     assert len(chosen) > 10
@@ -32,6 +36,7 @@ def test_the_whole_function_as_a_chat_model_answers_passes():
     assert {outcome.verdict for outcome in outcomes} == {"passed"}
 
 
+@needs_isolation
 def test_a_program_cannot_pass_by_replacing_the_helpers_of_its_tests():
     (problem,) = [problem for problem in PROBLEMS if problem.name == "HumanEval/32"]
     outcomes = run_many([

@@ -27,6 +27,9 @@ from bitdistiller.errors import UserError
 from bitdistiller.sandbox import Limits, Outcome, Worker, run_many, run_program
 from bitdistiller.sandbox.inside import calls, kernel, wire
 from bitdistiller.sandbox.inside.judge import undefined_names
+from tests.isolation import needs_isolation
+
+pytestmark = needs_isolation
 
 HEADERS = {"x86_64": "x86_64-linux-gnu/asm/unistd_64.h", "aarch64": "asm-generic/unistd.h"}
 SLEEP = "import time\ndef f(): time.sleep(1000)"
