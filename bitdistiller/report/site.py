@@ -8,6 +8,7 @@ from what studies found (``results/studies/*.json``), which carries the runs' ow
 data. Building the report computes no statistics and trains nothing.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -260,15 +261,25 @@ def _write_figures(drawings: dict[str, Drawing], prefix: str, origin: str, out_d
 
 
 def _figure_origin(scale: Scale, report: StudyReport) -> str:
-    """What a figure file says of its numbers: the record that they were read from, and the runs' commits."""
+    """What a figure file says of its numbers: the record that they were read from, and where that comes from."""
+    records = [(run.environment, run.scoring) for run in report.runs]
+    records += [(run.training.environment, run.training.cost) for run in report.runs if run.training]
     commits: dict[str, list[str]] = {}
     for run in report.runs:
         commits.setdefault(tables.commit(run.environment), []).append(run.run)
-    record = scale.path / f"{report.name}.json"
-    return json.dumps(
-        {"study": report.name, "scale": scale.name, "record_sha256": sha256_file(record), "runs_by_commit": commits},
-        sort_keys=True,
-    )
+    about = {
+        "study": report.name,
+        "scale": scale.name,
+        "record_sha256": sha256_file(scale.path / f"{report.name}.json"),
+        "parameters_sha256": hashlib.sha256(scale.parameters.encode()).hexdigest(),
+        "data_sha256": sorted({data["sha256"] for run in report.runs for data in run.data.values()}),
+        "runs_by_commit": commits,
+        "machines": sorted({environment.machine for environment, _ in records}),
+        "versions": [json.loads(text) for text in sorted({json.dumps(known.versions) for known, _ in records})],
+        "seconds": round(sum(cost.seconds for _, cost in records), 2),
+        "peak_bytes": max(cost.peak_bytes for _, cost in records),
+    }
+    return json.dumps(about, sort_keys=True)
 
 
 def _run_pages(scales: Sequence[Scale]) -> list[RunPage]:
