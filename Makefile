@@ -28,8 +28,9 @@ endif
 # Every stage imports torch; without bytecode on disk each one compiles it anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-# One worker a core; tests/conftest.py keeps each to one thread.
-PYTEST := .venv/bin/pytest -n logical --maxprocesses 4 --dist loadscope
+# One worker a core; tests/conftest.py keeps each to one thread. In the order of files: by number of tests, the long modules with few come last
+# and one worker waits for the other.
+PYTEST := .venv/bin/pytest -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup reproduce peers report docs pretrain benchmark test test-all lint
 
