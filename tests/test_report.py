@@ -1,8 +1,10 @@
 """The report: a site that needs no network, well-formed, the same bytes every time, and every number from a file."""
 
+import hashlib
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
@@ -243,6 +245,31 @@ def test_a_measured_cell_is_traced_to_its_runs(built):
     for run in runs:
         assert f"run       {run}:" in text and f"bitdistiller reproduce train@{run} evaluate@{run}" in text
     assert text.count("run       ") == len(runs) and built[2].runs[0].environment.commit in text
+
+
+def test_the_lock_of_a_scale_is_the_one_in_its_own_folder(built, monkeypatch):
+    """Also when every path is relative, as in a scale's own parameter file."""
+    folder, params, report = built
+    monkeypatch.chdir(folder)
+    run = next(run for run in report.runs if run.condition == "2 bits").run
+    scales = all_scales(params.model_copy(update={"root": "."}), Path("params.yaml"), Path("results"))
+    for place, address in (
+        (folder, "tables/bit_scaling.csv:2 bits,Perplexity"),
+        (folder / "profiles" / "large", "tables/large-1-seed/bit_scaling.csv:2 bits,Perplexity"),
+    ):
+        out = place / "results" / "runs" / run / "train.json"
+        out.parent.mkdir(parents=True)
+        out.write_text("{}")
+        entry = {"cmd": "x", "deps": [{"path": "code", "md5": "ab"}]}
+        entry["outs"] = [{"path": f"results/runs/{run}/train.json", "md5": hashlib.md5(b"{}").hexdigest()}]
+        (place / "dvc.lock").write_text(yaml.safe_dump({"stages": {f"train@{run}": entry}}))
+        text = "\n".join(trace(address, scales, ROOT / "reports" / "published"))
+        assert f"train@{run}: entry SHA-256" in text and "code ab (MD5)" in text and "(as on disk)" in text
+        out.write_text("changed")
+        assert "ON DISK ANOTHER" in "\n".join(trace(address, scales, ROOT / "reports" / "published"))
+        (place / "dvc.lock").unlink()
+        assert "has no record of the pipeline" in "\n".join(trace(address, scales, ROOT / "reports" / "published"))
+        shutil.rmtree(place / "results" / "runs")
 
 
 def test_numbers_name_the_same_cell_as_labels(built):

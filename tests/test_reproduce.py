@@ -270,6 +270,16 @@ def test_a_dvc_process_beside_it_is_waited_for(folder):
     assert process.returncode == 0 and ran(folder) == ["count@a", "count@b"]
 
 
+def test_targets_run_in_the_order_in_which_they_are_named(tmp_path):
+    for number, targets in enumerate((["count@b", "count@a"], ["count@a", "count@b"])):
+        folder = make_folder(tmp_path / str(number))
+        status, _, error = run(folder, "--jobs", "1", *targets)
+        assert status == 0, error
+        order = (folder / "ran").read_text().split()
+        first, second = (target.partition("@")[2] for target in targets)
+        assert order == [f"text@{first}", f"count@{first}", f"text@{second}", f"count@{second}"]
+
+
 @pytest.mark.parametrize("cores, threads, jobs", [(2, 1, 2), (2, 2, 1), (8, 3, 2), (2, 4, 1)])
 def test_jobs_fill_the_cores(tmp_path, monkeypatch, cores, threads, jobs):
     monkeypatch.chdir(tmp_path)

@@ -110,11 +110,12 @@ class Link:
 
 
 def mark_best(table: pd.DataFrame, out_of_competition: set[str]) -> pd.DataFrame:
-    """The same table with the best cell of each column marked; equal ones share the place.
+    """A copy with the best cell of each column marked; equal ones share the place.
 
     Args:
         out_of_competition: conditions that are there for comparison only.
     """
+    table = table.copy()
     for column in table:
         cells = [cell for cell in table[column] if isinstance(cell, Cell)]
         cells = [cell for cell in cells if cell.row.condition not in out_of_competition]

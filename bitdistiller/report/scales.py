@@ -34,7 +34,14 @@ class ScaleRecord(Record):
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale as the report shows it; ``parameters`` is its file as it stands, ``path`` holds its studies' records."""
+    """A scale as the report shows it.
+
+    Attributes:
+        folder: where it is reproduced, from the root of the project.
+        parameters: its parameter file as it stands.
+        path: folder of its studies' records, from here.
+        lock: its dvc.lock, from here.
+    """
 
     name: str
     folder: str
@@ -42,6 +49,7 @@ class Scale:
     params: Params
     parameters: str
     path: Path
+    lock: Path
 
     @property
     def slug(self) -> str:
@@ -80,7 +88,7 @@ def own_scale(params: Params, params_file: Path, results_dir: Path) -> Scale:
     reports = [StudyReport.read(results_dir / "studies" / f"{name}.json") for name in params.studies]
     folder = results_dir.absolute().parent
     text, place = params_file.read_text(), _from_root(folder, params)
-    return Scale(params.scale, place, reports, params, text, results_dir / "studies")
+    return Scale(params.scale, place, reports, params, text, results_dir / "studies", results_dir.parent / "dvc.lock")
 
 
 def all_scales(params: Params, params_file: Path, results_dir: Path) -> list[Scale]:
@@ -91,15 +99,16 @@ def all_scales(params: Params, params_file: Path, results_dir: Path) -> list[Sca
     """
     own = own_scale(params, params_file, results_dir)
     records = sorted((Path(params.root) / SCALES).glob("*/scale.json"))
-    return [own, *(scale for scale in map(_published, records) if scale.name != own.name)]
+    others = [_published(record, Path(params.root)) for record in records]
+    return [own, *(scale for scale in others if scale.name != own.name)]
 
 
-def _published(record: Path) -> Scale:
+def _published(record: Path, root: Path) -> Scale:
     folder = record.parent
     about, params = ScaleRecord.read(record), load_params(folder / "params.yaml")
     files = [file for name in params.studies if (file := folder / "studies" / f"{name}.json").exists()]
     reports, text = [StudyReport.read(file) for file in files], (folder / "params.yaml").read_text()
-    return Scale(about.name, about.folder, reports, params, text, folder / "studies")
+    return Scale(about.name, about.folder, reports, params, text, folder / "studies", root / about.folder / "dvc.lock")
 
 
 def publish(params_file: Path, results_dir: Path) -> Path:

@@ -161,7 +161,7 @@ def _flat(values: dict) -> str:
 
 def _locked(run: RunSummary, scale: Scale) -> Iterator[str]:
     """What dvc.lock says of the run's stages, and whether the files on disk are those."""
-    lock = Path(scale.params.root) / scale.folder / "dvc.lock"
+    lock = scale.lock
     if not lock.exists():
         yield f"  lock    {lock} does not exist: this copy has no record of the pipeline"
         return
