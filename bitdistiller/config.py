@@ -4,6 +4,7 @@ One file of parameters describes one scale; the same classes read all of them. U
 values out of range are refused with the path of the offending key, before anything is computed.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -168,6 +169,74 @@ class EvaluationParams(Section):
     seed: Seed
 
 
+class MmluParams(Section):
+    """MMLU: ``limit`` items of each of its 57 subjects, ``shots`` of the subject's development items before each."""
+
+    limit: PositiveInt
+    shots: int = Field(ge=0, le=5)
+
+
+class WrittenParams(Section):
+    """Answers that a model writes: ``limit`` items, ``samples`` answers to each, of at most ``max_new_tokens`` tokens.
+
+    ``temperature`` 0 is greedy, which writes the same answer every time.
+    """
+
+    limit: PositiveInt
+    samples: PositiveInt = 1
+    temperature: float = Field(ge=0, allow_inf_nan=False, default=0.0)
+    top_p: float = Field(gt=0, le=1, default=1.0)
+    max_new_tokens: PositiveInt
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> "WrittenParams":
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples = {self.samples} at temperature 0 are the same answer; raise the temperature")
+        return self
+
+
+class HumanEvalParams(WrittenParams):
+    """HumanEval: the prompt completed as it stands, or asked for as an instruction, in the model's chat template."""
+
+    style: Literal["completion", "instruction"]
+    k: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> "HumanEvalParams":
+        if max(self.k) > self.samples:
+            raise ValueError(f"pass@{max(self.k)} needs as many samples, not {self.samples}")
+        return self
+
+
+class ReasoningParams(Section):
+    """Knowledge, reasoning and code of one scored model; what is left out is not scored.
+
+    ``batch_tokens`` bounds the padded tokens of one forward pass and of the states that writing keeps.
+    """
+
+    mmlu: MmluParams | None = None
+    gsm8k: WrittenParams | None = None
+    humaneval: HumanEvalParams | None = None
+    batch_tokens: PositiveInt
+    seed: Seed
+
+
+class InstructionTextParams(Section):
+    """Answers of ``generator`` to instructions, to train on: ``sequences`` prompts of ``sources``.
+
+    A sequence is the generator's chat template around an instruction, and its answer, ``length`` tokens at most.
+    """
+
+    generator: str
+    sources: TextNames
+    sequences: PositiveInt
+    length: PositiveInt
+    temperature: float = Field(ge=0, allow_inf_nan=False)
+    top_p: float = Field(gt=0, le=1)
+    batch_tokens: PositiveInt
+    seed: Seed
+
+
 class Params(Section):
     """A whole ``params.yaml``.
 
@@ -182,6 +251,7 @@ class Params(Section):
     defaults: dict = {}
     training_text: dict[str, TextParams]
     student_text: dict[str, TextParams]
+    instruction_text: dict[str, InstructionTextParams]
     data: dict[str, DataParams]
     quantizers: dict[str, QuantizerParams]
     runs: dict[str, RunParams]
@@ -189,12 +259,13 @@ class Params(Section):
     ptq: dict[str, PtqParams]
     peers: dict[str, PeerParams]
     evaluation: EvaluationParams
+    reasoning: dict[str, ReasoningParams]
     studies: dict[str, dict]
 
     @property
-    def texts(self) -> dict[str, TextParams]:
-        """Training texts of both kinds."""
-        return self.training_text | self.student_text
+    def texts(self) -> dict[str, TextParams | InstructionTextParams]:
+        """Training texts of all kinds."""
+        return self.training_text | self.student_text | self.instruction_text
 
     @property
     def scored(self) -> set[str]:
@@ -219,14 +290,19 @@ class Params(Section):
         for name, text in self.student_text.items():
             _require(text.generator, self.quantizers, f"student_text.{name}.generator", "quantizers")
         for name, data in self.data.items():
-            _require(data.training_text, self.texts, f"data.{name}.training_text", "training_text or student_text")
-        if both := set(self.training_text) & set(self.student_text):
-            raise ValueError(f"{', '.join(sorted(both))} stands in training_text and student_text; names must differ")
-        names = [*self.runs, *self.baselines, *self.ptq, *self.peers]
-        if len(self.scored) < len(names):
-            twice = sorted(name for name in self.scored if names.count(name) > 1)
-            raise ValueError(f"{', '.join(twice)} stands in two of runs, baselines, ptq and peers; names must differ")
+            kinds = "training_text, student_text or instruction_text"
+            _require(data.training_text, self.texts, f"data.{name}.training_text", kinds)
+        for name in self.reasoning:
+            _require(name, dict.fromkeys(self.scored), f"reasoning.{name}", "runs, baselines, ptq or peers")
+        texts = [*self.training_text, *self.student_text, *self.instruction_text]
+        _refuse_twice(texts, "training_text, student_text and instruction_text")
+        _refuse_twice([*self.runs, *self.baselines, *self.ptq, *self.peers], "runs, baselines, ptq and peers")
         return self
+
+
+def _refuse_twice(names: list[str], sections: str) -> None:
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"{', '.join(twice)} stands in two of {sections}; names must differ")
 
 
 def _require(name: str, table: dict, where: str, section: str) -> None:

@@ -460,6 +460,8 @@ def make_params(section: dict | None, scale: str = "micro", root: Path = ROOT, s
             "threads": 1,
             "training_text": {"t": text},
             "student_text": {},
+            "instruction_text": {},
+            "reasoning": {},
             "data": {"d": {"teacher": "micro-3m", "training_text": "t"}},
             "quantizers": {"q": quantizer},
             "runs": {name: run for names in bits.values() for name in names},

@@ -48,6 +48,8 @@ def make_params(model: Path, text: Path, **run) -> dict:
             "generator": str(model), "sequences": 12, "corpus_sequences": 12, "text": texts,
             "length": 32, "prompt_length": 8, "temperature": 0.7, "top_p": 1.0, "batch_size": 8, "seed": 0}},
         "student_text": {},
+        "instruction_text": {},
+        "reasoning": {},
         "data": {"self": {"teacher": str(model), "training_text": "own"}},
         "quantizers": {"int2": {
             "model": str(model), "format": "int-asym", "bits": 2, "group_size": 20, "clip": "asymmetric",
