@@ -43,6 +43,19 @@ def _write_json(record: dict, path: Path) -> None:
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 
+def _write_scores(scores, items, folder: Path) -> None:
+    from bitdistiller.results import write_items
+
+    write_items(items, folder / "items.csv")
+    scores.write(folder / "scores.json")
+    _write_json(scores.metrics(), folder / "metrics.json")
+    for score in scores.scores:
+        print(
+            f"{scores.run}: {score.task} {score.metric} {score.value:.4g} [{score.low:.4g}, {score.high:.4g}], "
+            f"n = {score.n}"
+        )
+
+
 @app.command()
 def fetch() -> None:
     """Download and verify every pinned asset, so that nothing later needs a network."""
@@ -190,16 +203,27 @@ def evaluate(
 ) -> None:
     """Score one student or baseline: held-out perplexity and tasks, with per-item results."""
     from bitdistiller.evaluate.run import evaluate_run
-    from bitdistiller.results import write_items
 
     scores, items = evaluate_run(name, _load(params), ARTIFACTS)
-    write_items(items, RESULTS / "runs" / name / "items.csv")
-    scores.write(RESULTS / "runs" / name / "scores.json")
-    _write_json(scores.metrics(), RESULTS / "runs" / name / "metrics.json")
-    for score in scores.scores:
-        print(
-            f"{name}: {score.task} {score.metric} {score.value:.4g} [{score.low:.4g}, {score.high:.4g}], n = {score.n}"
-        )
+    _write_scores(scores, items, RESULTS / "runs" / name)
+
+
+@app.command()
+def reason(
+    name: Annotated[str, typer.Argument(help="Entry under `reasoning`: a run, baseline, rounded model or peer.")],
+    params: ParamsPath = DEFAULT_PARAMS,
+    without_isolation: Annotated[
+        bool,
+        typer.Option(
+            "--run-model-code-without-isolation", help="Run what the model writes as you, free to read, write and send."
+        ),
+    ] = False,
+) -> None:
+    """Score knowledge, reasoning and code: MMLU, GSM8K, HumanEval. Goes on where an interrupted call stopped."""
+    from bitdistiller.reasoning.run import score_reasoning
+
+    scores, items = score_reasoning(name, _load(params), ARTIFACTS, without_isolation)
+    _write_scores(scores, items, RESULTS / "runs" / name / "reasoning")
 
 
 @app.command()

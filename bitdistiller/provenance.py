@@ -4,6 +4,7 @@ Energy is read from Linux's RAPL counters, where there are any that this user ma
 and most virtual machines have none). Only package domains count: the others are parts of them, or hold them.
 """
 
+import hashlib
 import os
 import platform
 import resource
@@ -15,7 +16,9 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from bitdistiller.assets import sha256_file
 from bitdistiller.device import has_bf16
 from bitdistiller.results import Cost, Environment
 
@@ -31,6 +34,8 @@ _LIBRARIES = (
     "scipy",
 )
 
+LOCK = Path(__file__).parent.parent / "constraints.txt"
+
 
 def environment() -> Environment:
     """The state of code, libraries and machine at this moment."""
@@ -43,7 +48,20 @@ def environment() -> Environment:
         cores=len(_available_cores()),
         threads=torch.get_num_threads(),
         bf16=has_bf16(),
+        lock_sha256=sha256_file(LOCK) if LOCK.exists() else None,
     )
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters: name, dtype, shape and bytes of each, in the order of their names.
+
+    Two models have the same one exactly if they have the same weights, in whatever files those lie.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _git(*arguments: str) -> str:

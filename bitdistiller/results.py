@@ -17,10 +17,10 @@ is that model, has none. A trained student leaves ``train.json`` beside them (a 
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bitdistiller.errors import UserError
 
@@ -50,7 +50,10 @@ class Record(BaseModel):
 
 
 class Environment(Record):
-    """What produced a number: code, libraries and machine."""
+    """What produced a number: code, libraries and machine.
+
+    ``lock_sha256`` is that of constraints.txt, which pins every library; None outside a checkout.
+    """
 
     commit: str
     dirty: bool
@@ -60,6 +63,7 @@ class Environment(Record):
     cores: int
     threads: int
     bf16: bool
+    lock_sha256: str | None = None
 
 
 class Cost(Record):
@@ -85,7 +89,13 @@ class Score(Record):
     """
 
     task: str
-    metric: Literal["perplexity", "worst_share", "kl", "agreement", "acc", "acc_norm"]
+    metric: Annotated[
+        str,
+        Field(
+            pattern="^(perplexity|worst_share|kl|agreement|acc|acc_norm|acc_by_size|exact_match_strict"
+            "|exact_match_flexible|pass_at_[1-9][0-9]*|bits_per_byte)$"
+        ),
+    ]
     value: float
     standard_error: float
     low: float
@@ -141,6 +151,8 @@ class RunScores(Record):
 
     ``model`` is the name of the architecture's source; ``origin`` says in a sentence what its full-precision weights
     are (for SmolLM2: that they come from a 4-bit file). ``weights`` is None for a model that is not quantized.
+    ``model_sha256`` is that of the weights as they were scored, low-bit values and not latent ones
+    (``provenance.weights_sha256``); ``original_sha256`` that of the pretrained model they are compared with.
     """
 
     run: str
@@ -150,6 +162,8 @@ class RunScores(Record):
     bits_per_weight: float
     parameters: int
     quantized_parameters: int
+    model_sha256: str
+    original_sha256: str | None = None
     scores: list[Score]
     weights: WeightSummary | None = None
     parameters_used: dict

@@ -190,6 +190,7 @@ def make_scores(run: str, model: str, bits: float, items: pd.DataFrame, chance: 
         bits_per_weight=bits + 0.5 if bits < 16 else 16.0,
         parameters=3_000_000,
         quantized_parameters=2_200_000 if bits < 16 else 0,
+        model_sha256="0" * 64,
         scores=scores,
         parameters_used={"run": {"seed": 0}},
         data={PERPLEXITY: {"documents": 60, "sha256": "ab" * 32}},

@@ -100,6 +100,7 @@ def score(task, metric, value):
 def run_scores() -> RunScores:
     return RunScores(
         run="r", model="m", origin="o", bits=2, bits_per_weight=2.3, parameters=10, quantized_parameters=6,
+        model_sha256="0",
         scores=[score("heldout", "perplexity", 7.5), score("piqa", "acc", 0.6), score("piqa", "acc_norm", 0.7)],
         parameters_used={}, data={}, environment=environment(), cost=Stopwatch().cost(),
     )  # fmt: skip

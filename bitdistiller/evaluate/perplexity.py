@@ -184,7 +184,7 @@ def scores_of_documents(items: pd.DataFrame, task: str, seed: int = 0) -> list[S
         raise UserError(f"{task}: the model's mean negative log-likelihood is {mean}; its weights are broken")
     columns = {metric: _column(items, task, metric) for metric in ("worst_share", "kl", "agreement")}
     columns = {"perplexity": nll, **columns}
-    return [_score(task, metric, column, seed) for metric, column in columns.items() if len(column)]
+    return [ratio_score(task, metric, column, seed) for metric, column in columns.items() if len(column)]
 
 
 def _column(items: pd.DataFrame, task: str, metric: str) -> np.ndarray:
@@ -192,7 +192,12 @@ def _column(items: pd.DataFrame, task: str, metric: str) -> np.ndarray:
     return chosen[["value", "weight"]].to_numpy(float)
 
 
-def _score(task: str, metric: str, column: np.ndarray, seed: int) -> Score:
+def ratio_score(task: str, metric: str, column: np.ndarray, seed: int) -> Score:
+    """The sum of values over the sum of weights of items, with a percentile bootstrap over items.
+
+    Args:
+        column: (n, 2), value and weight of each item; for ``perplexity`` the score is the exponential.
+    """
     drawn = bootstrap(
         tuple(column.T),
         _ratio,

@@ -18,7 +18,7 @@ from bitdistiller.evaluate import evaluate_model
 from bitdistiller.evaluate.local import held_out_text
 from bitdistiller.evaluate.weights import summarize_weights
 from bitdistiller.models import LoadedModel, load_model, random_model
-from bitdistiller.provenance import Stopwatch, environment
+from bitdistiller.provenance import Stopwatch, environment, weights_sha256
 from bitdistiller.quant import bake, is_quantized, quantizable
 from bitdistiller.results import RunScores
 
@@ -43,6 +43,17 @@ class Candidate:
     used: dict
     sizes: dict[str, float] = field(default_factory=lambda: dict(FULL_PRECISION))
 
+    def described(self) -> dict:
+        """The fields of ``RunScores`` that say what was scored. The model must be baked."""
+        return {
+            "model": self.used["model"],
+            "origin": self.origin,
+            "parameters": sum(p.numel() for p in self.loaded.model.parameters()),
+            "model_sha256": weights_sha256(self.loaded.model),
+            "original_sha256": None if self.original is None else weights_sha256(self.original.model),
+            **self.sizes,
+        }
+
 
 def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores, pd.DataFrame]:
     """Scores and per-item results of a trained student, a rounded model, a peer or a baseline.
@@ -52,7 +63,7 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
     """
     watch = Stopwatch()
     torch.set_num_threads(params.threads)
-    candidate = _candidate(name, params, artifacts)
+    candidate = load_candidate(name, params, artifacts)
     model, original = candidate.loaded.model, candidate.original and candidate.original.model
     weights = None
     if is_quantized(model):
@@ -61,10 +72,7 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
     scores, items = evaluate_model(model, candidate.loaded.tokenizer, params.evaluation, original)
     record = RunScores(
         run=name,
-        model=candidate.used["model"],
-        origin=candidate.origin,
-        parameters=sum(p.numel() for p in model.parameters()),
-        **candidate.sizes,
+        **candidate.described(),
         scores=scores,
         weights=weights,
         parameters_used={**candidate.used, "evaluation": params.evaluation.model_dump()},
@@ -75,7 +83,12 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
     return record, items
 
 
-def _candidate(name: str, params: Params, artifacts: Path) -> Candidate:
+def load_candidate(name: str, params: Params, artifacts: Path) -> Candidate:
+    """A run, a rounded model, a peer or a baseline, by its name.
+
+    Raises:
+        UserError: no such name, or its artifacts are missing.
+    """
     if name in params.runs:
         run = params.runs[name]
         loaded = load_student(name, params, artifacts)
