@@ -200,6 +200,28 @@ def log_perplexity(panels: Sequence[Panel], coefficients: Sequence[int | float],
     return per_token(panels, coefficients, seed)
 
 
+def log_ratio(first: Panel, second: Panel) -> Estimate:
+    """Logarithm of the ratio of two conditions' totals over the same documents (bits, nats); delta method."""
+    levels = [panel.values.mean(axis=0).sum() / panel.weights.sum() for panel in (first, second)]
+    spread = per_token([first, second], [1 / levels[0], -1 / levels[1]])
+    return replace(spread, value=float(np.log(levels[0] / levels[1])))
+
+
+def apart(first: Estimate, second: Estimate) -> Estimate:
+    """The difference of two estimates from samples that have nothing in common, by Welch's degrees of freedom."""
+    variances = [estimate.standard_error**2 for estimate in (first, second)]
+    total = sum(variances)
+    freedom = sum(v**2 / estimate.df for v, estimate in zip(variances, (first, second), strict=True))
+    return replace(
+        first,
+        value=first.value - second.value,
+        standard_error=total**0.5,
+        df=total**2 / freedom if freedom else first.df,
+        n=first.n + second.n,
+        seed_share=0.0,
+    )
+
+
 def _linearised(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """What each document adds to its run's ratio of sums, (S, N); each row's mean is that ratio."""
     level = values.sum(axis=1, keepdims=True) / weights.sum()

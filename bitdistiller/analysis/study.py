@@ -21,7 +21,7 @@ the runs inside carry theirs. Trained runs belong to no study: two studies that 
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -62,8 +62,10 @@ class StudyParams(Section):
         perplexity: the evaluation whose perplexity is judged; may be left out when there is only one.
         full: full-precision originals by their label; each student is compared with that of its model.
         teachers: entries of ``data`` whose records the study reads.
+        reasoning: whether it reads what is scored under ``reasoning`` too (MMLU, GSM8K, HumanEval).
     """
 
+    reasoning: ClassVar[bool] = False
     perplexity: str | None = None
     full: dict[str, Runs] = Field(min_length=1)
     teachers: list[str] = []
@@ -170,11 +172,16 @@ class StudyReport(Record):
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run's files, read and checked against each other."""
+    """One run's files, read and checked against each other.
+
+    ``reasoning`` are its scores on MMLU, GSM8K and HumanEval, where the study asks for them; their items are among
+    ``items``.
+    """
 
     scores: RunScores
     items: pd.DataFrame
     training: TrainingRecord | None
+    reasoning: RunScores | None = None
 
 
 @dataclass(frozen=True)
@@ -336,16 +343,31 @@ def load_results(chosen: StudyParams, results_dir: Path, published: Path) -> Res
     """
     names = dict.fromkeys(name for runs in chosen.conditions().values() for name in runs)
     teachers = {name: TeacherRecord.read(results_dir / "teachers" / f"{name}.json") for name in chosen.teachers}
-    return Results(chosen, {name: load_run(results_dir / "runs" / name) for name in names}, published, teachers)
+    runs = {name: load_run(results_dir / "runs" / name, chosen.reasoning) for name in names}
+    return Results(chosen, runs, published, teachers)
 
 
-def load_run(folder: Path) -> RunResult:
-    """Read one run's folder; a baseline has no ``train.json``."""
+def load_run(folder: Path, reasoning: bool = False) -> RunResult:
+    """Read one run's folder; a baseline has no ``train.json``.
+
+    Args:
+        reasoning: whether to read its scores on MMLU, GSM8K and HumanEval too.
+    """
+    (scores, items), training = _read_scores(folder), folder / "train.json"
+    result = RunResult(scores, items, TrainingRecord.read(training) if training.exists() else None)
+    if not reasoning:
+        return result
+    more, more_items = _read_scores(folder / "reasoning")
+    if more.model_sha256 != scores.model_sha256:
+        raise UserError(f"{folder}: scores.json and reasoning/scores.json are of different weights; score it again")
+    return replace(result, reasoning=more, items=pd.concat([items, more_items], ignore_index=True))
+
+
+def _read_scores(folder: Path) -> tuple[RunScores, pd.DataFrame]:
     scores, items = RunScores.read(folder / "scores.json"), read_items(folder / "items.csv")
-    training = folder / "train.json"
     for score in scores.scores:
         _check_score(score, items, folder)
-    return RunResult(scores, items, TrainingRecord.read(training) if training.exists() else None)
+    return scores, items
 
 
 def _check_score(score, items: pd.DataFrame, folder: Path) -> None:

@@ -34,9 +34,21 @@ QUANTITIES = {
     "peak_gib": "Memory, GiB",
     "joules": "Energy, J",
 }
-PERCENT = ("acc", "agreement", "flips", "zeros")
+# Scores of knowledge, reasoning and code have a column for each task.
+BENCHMARKS = {
+    ("mmlu", "acc"): "MMLU, %",
+    ("mmlu", "acc_by_size"): "MMLU by size, %",
+    ("gsm8k", "exact_match_flexible"): "GSM8K, %",
+    ("gsm8k", "exact_match_strict"): "GSM8K, strict, %",
+    ("humaneval", "pass_at_1"): "HumanEval pass@1, %",
+    ("humaneval", "pass_at_10"): "HumanEval pass@10, %",
+    ("gsm8k", "bits_per_byte"): "GSM8K solutions, bits a byte",
+    ("humaneval", "bits_per_byte"): "HumanEval solutions, bits a byte",
+}
+PERCENT = ("acc", "agreement", "flips", "zeros", "exact_match", "pass_at")
 LOWER_IS_BETTER = {"perplexity": True, "kl": True, "flips": True, "acc": False, "agreement": False}
-LOWER_IS_BETTER |= {"retention": False, "retention_above_chance": False}
+LOWER_IS_BETTER |= {"retention": False, "retention_above_chance": False, "acc_by_size": False, "bits_per_byte": True}
+LOWER_IS_BETTER |= dict.fromkeys(("exact_match_flexible", "exact_match_strict", "pass_at_1", "pass_at_10"), False)
 INTERVALS = "with 95 % intervals"  # in a title; LaTeX tables have standard errors instead
 HEADING_SIGNS = 12  # in a line of a LaTeX heading
 ERROR_SUFFIX = " (standard error)"  # of the columns that CSV adds
@@ -55,7 +67,7 @@ def _rounded(value: float, metric: str, scale: float) -> str:
         return digits(100 * value, 1)
     if metric.startswith(("retention", "entropy")):
         return digits(value, 2)
-    if metric in ("kl", "error"):
+    if metric in ("kl", "error", "bits_per_byte"):
         return digits(value, 3)
     return digits(value, 0 if scale >= 100 else 1 if scale >= 10 else 2)
 

@@ -14,9 +14,10 @@ from bitdistiller.analysis.published import paper_of
 from bitdistiller.analysis.rows import MEAN
 from bitdistiller.analysis.study import Row, StudyReport
 from bitdistiller.analysis.verdict import JudgedClaim, PublishedNumber, format_effect
-from bitdistiller.report.cells import EMPTY, INTERVALS, QUANTITIES, Cell, Link, mark_best, number, plain
+from bitdistiller.report.cells import BENCHMARKS, EMPTY, INTERVALS, QUANTITIES, Cell, Link, mark_best, number, plain
 
 BESIDE = ("perplexity", "acc", "retention", "retention_above_chance")  # what papers print against bits
+SUBJECTS = "mmlu/"  # begins the tasks that are parts of MMLU
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 PAPER = "paper"  # the scale whose absolute numbers may be compared with the papers'
 NOT_COMPARABLE = "; not comparable with the papers' absolute numbers"
@@ -40,6 +41,11 @@ def study_tables(report: StudyReport) -> dict[str, Table]:
             tables[f"{report.name}-{metric}"] = Table(title, frame)
     elif not printed.empty:
         tables[f"{report.name}-published"] = Table("As the papers print it: other models, other data", printed)
+    if not (scored := by_benchmark(report)).empty:
+        tables[f"{report.name}-benchmarks"] = Table(f"Knowledge, reasoning and code, {INTERVALS}{note}", scored)
+    if not (subjects := by_subject(report)).empty:
+        title = f"MMLU by category and subject, accuracy, %, {INTERVALS}{note}"
+        tables[f"{report.name}-subjects"] = Table(title, subjects)
     if len(report.chance) > 1:
         title = f"Accuracy of every task, %, measured here, {INTERVALS}{note}"
         tables[f"{report.name}-tasks"] = Table(title, by_task(report))
@@ -75,23 +81,57 @@ def _frame(lines: dict, keys: Sequence[str], columns: Sequence[str]) -> pd.DataF
 
 def by_condition(report: StudyReport) -> pd.DataFrame:
     """What was measured of every condition: a row each, a column per metric of ``QUANTITIES``, the best in bold."""
-    table = _by_condition([(row.condition, row) for row in report.rows if row.kind == "mean"])
-    return mark_best(table, set(report.params["full"]))
+    rows = [(row.condition, _heading(row), row) for row in report.rows if row.kind == "mean"]
+    return mark_best(_by_heading(rows), set(report.params["full"]))
 
 
 def printed_by_condition(report: StudyReport) -> pd.DataFrame:
     """What the papers print for the conditions of a study: a row a model and condition; empty if they print nothing."""
     rows = [row for row in report.rows if row.kind == "published"]
-    return _by_condition([(f"{row.model} ({paper_of(row.source)}), {row.condition}", row) for row in rows])
+    return _by_heading(
+        [
+            (
+                f"{row.model} ({paper_of(row.source)}), {row.condition}",
+                _heading(row) or BENCHMARKS.get((row.task, row.metric)),
+                row,
+            )
+            for row in rows
+        ]
+    )
 
 
-def _by_condition(rows: Sequence[tuple[str, Row]]) -> pd.DataFrame:
-    rows = [(name, row) for name, row in rows if row.metric in QUANTITIES and (row.metric != "acc" or row.task == MEAN)]
+def _heading(row: Row) -> str | None:
+    return None if row.metric == "acc" and row.task != MEAN else QUANTITIES.get(row.metric)
+
+
+def _by_heading(rows: Sequence[tuple[str, str | None, Row]]) -> pd.DataFrame:
+    """A row per name, a column per heading; what has none is left out."""
     lines: dict[str, dict[str, Cell]] = {}
-    for name, row in rows:
-        lines.setdefault(name, {})[row.metric] = Cell(row)
-    metrics = list(dict.fromkeys(row.metric for _, row in rows))
-    return _frame(lines, metrics, [QUANTITIES[metric] for metric in metrics])
+    for name, heading, row in rows:
+        if heading:
+            lines.setdefault(name, {})[heading] = Cell(row)
+    headings = list(dict.fromkeys(heading for _, heading, _ in rows if heading))
+    return _frame(lines, headings, headings)
+
+
+def by_benchmark(report: StudyReport) -> pd.DataFrame:
+    """Scores on MMLU, GSM8K and HumanEval: a row a condition; empty where none were measured."""
+    lines: dict[str, dict[tuple[str, str], Cell]] = {}
+    for row in report.rows:
+        if row.kind == "mean" and (row.task, row.metric) in BENCHMARKS:
+            lines.setdefault(row.condition, {})[row.task, row.metric] = Cell(row)
+    found = [key for key in BENCHMARKS if any(key in line for line in lines.values())]
+    return mark_best(_frame(lines, found, [BENCHMARKS[key] for key in found]), set(report.params["full"]))
+
+
+def by_subject(report: StudyReport) -> pd.DataFrame:
+    """Accuracy on each category and subject of MMLU: a row each, a column a condition; empty without MMLU."""
+    lines: dict[str, dict[str, Cell]] = {}
+    for row in report.rows:
+        if row.kind == "mean" and row.task.startswith(SUBJECTS):
+            lines.setdefault(row.task.removeprefix(SUBJECTS).replace("_", " "), {})[row.condition] = Cell(row)
+    conditions = list(dict.fromkeys(condition for line in lines.values() for condition in line))
+    return _frame(lines, conditions, conditions)
 
 
 def by_task(report: StudyReport) -> pd.DataFrame:
