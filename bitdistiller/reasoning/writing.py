@@ -113,8 +113,9 @@ def _read(journal: Path) -> dict[str, Written]:
     if not journal.exists():
         return {}
     lines = journal.read_text().splitlines(keepends=True)
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]  # a kill may cut the last one short
-    return {entry["key"]: Written(**entry) for entry in whole}
+    whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one short
+    journal.write_text("".join(whole))
+    return {entry["key"]: Written(**entry) for entry in map(json.loads, whole)}
 
 
 def _append(journal: Path, written: Sequence[Written]) -> None:
