@@ -1,0 +1,1 @@
+"""Knowledge, reasoning and code: MMLU, GSM8K, HumanEval."""
