@@ -28,7 +28,7 @@ from bitdistiller.reasoning.prompts import (
 )
 
 SECRET = "the old lighthouse keeper counted forty two grey seagulls before the storm came in"  # 14 words
-LENGTH = 64
+LENGTH = 128  # half of it holds the task with the test item
 TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=7).map(" ".join), max_size=5)
 
 
@@ -109,6 +109,11 @@ def test_leaks_equal_their_obvious_twin(texts, items, n):
 def test_a_run_of_thirteen_words_is_a_piece_and_twelve_are_none():
     texts = {"13": " ".join(SECRET.split()[:13]) + " or not", "12": "so " + " ".join(SECRET.split()[:12]) + " or not"}
     assert leaks(texts, {"test": [f"Tell me why {SECRET}."]}) == {"test": {"13"}}
+
+
+def test_what_is_shorter_counts_when_all_of_it_stands_in_the_other():
+    texts = {"longer": "well, what is a green tree made of?", "shorter": "green tree", "else": "what is a red tree"}
+    assert leaks(texts, {"test": ["What is a green tree?"]}) == {"test": {"longer", "shorter"}}
 
 
 def test_the_scored_texts_are_all_items_with_their_answers():
@@ -232,7 +237,7 @@ def test_too_few_instructions_are_refused_before_anything_is_written(micro, tmp_
     def never(_source, _prompts):
         raise AssertionError("was asked to write")
 
-    with pytest.raises(UserError, match="tasks, sums give 24 of 25 instructions that leave half of 64 tokens"):
+    with pytest.raises(UserError, match="tasks, sums give 24 of 25 instructions that leave half of 128 tokens"):
         make_instruction_text(parameters(sequences=25), micro, tmp_path / "text.jsonl", never)
 
 
@@ -278,7 +283,7 @@ def test_long_instructions_are_left_out_and_long_answers_cut(micro, tmp_path, mo
     tasks = [("0", "Count: " + "one two three " * 20), ("1", "Count."), ("2", "Count again.")]
     monkeypatch.setitem(SOURCES, "tasks", InstructionSource("tasks", "made up", True, lambda: iter(tasks)))
     params = parameters(sources=["tasks"], sequences=2)
-    record = make_instruction_text(params, micro, tmp_path / "text.jsonl", saying("green " * 100))
+    record = make_instruction_text(params, micro, tmp_path / "text.jsonl", saying("green " * 200))
     sequences = read_sequences(tmp_path / "text.jsonl")
     assert record["too_long"] == 1 and {one.document for one in sequences} == {"tasks/1", "tasks/2"}
     assert [len(one.input_ids) for one in sequences] == [LENGTH, LENGTH]
