@@ -1,7 +1,7 @@
 """Domain data: a generator's answers to instructions, as a text that students train on.
 
-BitDistiller's coding and reasoning students train on what their teacher writes to the instructions of the domain
-(arXiv 2402.10631, section 4.1). A sequence is the generator's chat template around an instruction and its answer, with
+BitDistiller's coding and reasoning students train on what their teacher writes to the instructions of the domain (arXiv
+2402.10631, on data generation). A sequence is the generator's chat template around an instruction and its answer, with
 the end token where it ended; the template of a generator that has none is ``Question: ... Answer:``. The loss is taken
 over all of it, as over any other training text.
 
