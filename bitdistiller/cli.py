@@ -96,10 +96,10 @@ def reproduce(
 
 @app.command()
 def text(
-    name: Annotated[str, typer.Argument(help="Entry under `training_text` or `student_text`.")],
+    name: Annotated[str, typer.Argument(help="Entry under `training_text`, `student_text` or `instruction_text`.")],
     params: ParamsPath = DEFAULT_PARAMS,
 ) -> None:
-    """Make a training text: continuations that a model writes, and corpus text."""
+    """Make a training text: continuations or answers that a model writes, and corpus text."""
     import torch
 
     from bitdistiller.config import entry
@@ -110,7 +110,8 @@ def text(
 
     loaded, watch = _load(params), Stopwatch()
     torch.set_num_threads(loaded.threads)
-    section = entry(loaded.texts, "training_text and student_text", name)
+    section = entry(loaded.texts, "training_text, student_text and instruction_text", name)
+    path = ARTIFACTS / "text" / f"{name}.jsonl"
     if name in loaded.student_text:
         from bitdistiller.distill.student import prepare_student
 
@@ -119,7 +120,12 @@ def text(
         bake(source.model)
     else:
         source = load_model(section.generator)
-    record = make_text(section, source, ARTIFACTS / "text" / f"{name}.jsonl")
+    if name in loaded.instruction_text:
+        from bitdistiller.reasoning.instruction_text import answer_instructions
+
+        record = answer_instructions(section, source, path)
+    else:
+        record = make_text(section, source, path)
     record |= {"environment": environment().model_dump(), "cost": watch.cost().model_dump()}
     _write_json(record, RESULTS / "text" / f"{name}.json")
 

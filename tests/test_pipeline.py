@@ -32,6 +32,10 @@ def pipeline_params(model: Path, text: Path) -> dict:
         params["quantizers"][f"int{bits}"] = {**quantizer, "bits": bits}
         params["runs"][f"student{bits}"] = {**run, "quantizer": f"int{bits}"}
     params["student_text"] = {"by-student": params["training_text"]["own"] | {"generator": "int2", "sequences": 6}}
+    params["instruction_text"] = {
+        "answers": {
+            "generator": str(model), "sources": ["mbpp"], "sequences": 4, "length": 128, "temperature": 0.7,
+            "top_p": 0.9, "batch_tokens": 512, "seed": 0}}  # fmt: skip
     params["data"]["from-student"] = {"teacher": str(model), "training_text": "by-student"}
     params["ptq"] = {"rounded": {"quantizer": "int2"}}
     params["baselines"]["random"] = {"model": str(model), "weights": "random", "seed": 0}
@@ -85,6 +89,8 @@ def test_one_command_leaves_results_verdicts_and_a_report(world):
         assert (scores["quantized_parameters"] > 0) == (name in ("student2", "rounded"))
     written = json.loads((world / "results" / "text" / "by-student.json").read_text())
     assert written["generator"] == "int2" and written["statistics"]["mean_written_tokens"] > 0
+    answers = json.loads((world / "results" / "text" / "answers.json").read_text())
+    assert answers["by_source"] == {"mbpp": 4} and answers["contamination"]["sequences"]["checked"] == 4
     teacher = json.loads((world / "results" / "teachers" / "from-student.json").read_text())
     assert set(teacher["gammas"]) == {"label", "max", "label-with-padding", "max-with-padding"}
     assert not list((world / "artifacts").glob("checkpoints/*"))
@@ -138,6 +144,8 @@ ENTRY_POINTS = {
     "evaluate": "bitdistiller.evaluate.run",
     "baseline": "bitdistiller.evaluate.run",
     "ptq": "bitdistiller.evaluate.run",
+    "instruction_text": "bitdistiller.reasoning.instruction_text",
+    "reason": "bitdistiller.reasoning.run, bitdistiller.reasoning.humaneval, bitdistiller.reasoning.gsm8k",
     "study": "bitdistiller.analysis.study",
     "report": "bitdistiller.report",
 }

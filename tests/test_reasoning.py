@@ -14,6 +14,7 @@ from bitdistiller.config import HumanEvalParams, ReasoningParams, WrittenParams
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate import likelihood
 from bitdistiller.evaluate.shared_context import SharedContextLM
+from bitdistiller.evaluate.tasks import subset
 from bitdistiller.models import load_model
 from bitdistiller.reasoning import gsm8k, humaneval
 from bitdistiller.reasoning.answers import share_score
@@ -72,14 +73,15 @@ def test_gsm8k_s_items_are_the_official_ones():
     assert len(rows) == 1319
     for row in rows:
         final = row["answer"].rpartition("#### ")[2]
-        assert final and row["solution"].endswith(f"the answer is {final}.") and "<<" not in row["solution"]
+        solution = row["solution"].replace("- ", "-")  # of two negative answers
+        assert final and solution.endswith(f"the answer is {final}.") and "<<" not in solution
 
 
 def test_gsm8k_counts_by_both_extractions_and_means_over_samples(micro, tmp_path, no_likelihood):
     """The first item is answered in the asked form, the second only at the end, the third once in two samples."""
     gold = [json.loads(line)["answer"].rpartition("#### ")[2] for line in gsm8k.gsm8k_jsonl().splitlines()]
     params = WrittenParams(limit=4, samples=2, temperature=0.5, max_new_tokens=8)
-    order = sorted(gsm8k.subset("gsm8k_cot", 1319, 4, seed=0))
+    order = sorted(subset("gsm8k_cot", 1319, 4, seed=0))
 
     def script(key: str) -> str:
         place, sample = map(int, key.split("/"))
@@ -180,7 +182,7 @@ def test_completions_begin_where_tokens_can(micro, tmp_path, no_likelihood, monk
 
 def test_bits_per_byte_against_the_network_one_text_at_a_time(micro, monkeypatch):
     monkeypatch.setattr(likelihood, "has_bf16", lambda: False)
-    pairs = {"a": ("In the year", " 1900 the king"), "b": ("She said\n", "    nothing more – at all."), "c": ("A", "n")}
+    pairs = {"a": ("In the year", " 1900 the king"), "b": ("She said\n", "    nothing more – at all."), "c": ("A", " n")}
     judge = SharedContextLM(micro.model, micro.tokenizer, 512)
     score, items = bits_per_byte(judge, "t", pairs, seed=0)
     rows = items.set_index("item")

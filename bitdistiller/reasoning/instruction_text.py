@@ -27,15 +27,36 @@ from bitdistiller.config import InstructionTextParams
 from bitdistiller.data.blocks import encode
 from bitdistiller.data.generate import TrainingSequence, statistics
 from bitdistiller.data.overlap import NGRAM
+from bitdistiller.device import device
 from bitdistiller.errors import UserError
 from bitdistiller.models import LoadedModel, require_context
+from bitdistiller.provenance import weights_sha256
 from bitdistiller.reasoning.contamination import leaks, scored_texts
+from bitdistiller.reasoning.decoding import Prompt, Sampling
 from bitdistiller.reasoning.prompts import SOURCES, Instruction, instruction_provenance, instructions
+from bitdistiller.reasoning.writing import Writer
 from bitdistiller.sandbox.humaneval import code_of
 
 _DATE = "26 Jul 2024"  # the templates of Llama 3 state today's date unless told one; a text may not depend on the day
 
 Write = Callable[[LoadedModel, list[list[int]]], list[list[int]]]
+
+
+def answer_instructions(params: InstructionTextParams, source: LoadedModel, path: Path) -> dict:
+    """``make_instruction_text`` with the answers that ``source`` writes itself; an interrupted call goes on."""
+    journals = path.with_suffix(".unfinished")
+    model = source.model.to(device())
+    writer = Writer(model, source.tokenizer, params.batch_tokens, journals, weights_sha256(model))
+
+    def write(_: LoadedModel, prompts: list[list[int]]) -> list[list[int]]:
+        longest = params.length - min(map(len, prompts))
+        sampling = Sampling(longest, params.temperature, params.top_p, params.seed)
+        asked = [Prompt(str(index), prompt) for index, prompt in enumerate(prompts)]
+        return [answer.tokens for answer in writer.write(asked, sampling, "answers")]
+
+    record = make_instruction_text(params, source, path, write)
+    writer.forget()
+    return record
 
 
 def make_instruction_text(params: InstructionTextParams, source: LoadedModel, path: Path, write: Write) -> dict:
