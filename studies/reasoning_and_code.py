@@ -23,7 +23,7 @@ from bitdistiller.analysis.compare import Measure, Quantity, above, all_of, belo
 from bitdistiller.analysis.power import Design
 from bitdistiller.analysis.published import BITDISTILLER, read_published
 from bitdistiller.analysis.rows import estimate_row, frame, measured_rows
-from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, accuracy, apart, difference_p, log_ratio, per_token
+from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, accuracy, apart, difference_p, log_ratio, per_token, wilson
 from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
 from bitdistiller.analysis.verdict import Claim, Finding, PublishedNumber, undefined
 
@@ -102,9 +102,9 @@ def growth_over_text(task: str, condition: str) -> Measure:
 
 
 def table(results: Results) -> pd.DataFrame:
-    """Perplexity and 0-shot accuracies, the three benchmarks, and the published scores."""
+    """Perplexity and 0-shot accuracies, the three benchmarks, MMLU's subjects, and the published scores."""
     rows = measured_rows(results, dict.fromkeys(results.params.conditions()))
-    return frame([*rows, *_benchmarks(results), *_printed(results.published)])
+    return frame([*rows, *_benchmarks(results), *_subjects(results), *_printed(results.published)])
 
 
 def _benchmarks(results: Results) -> Iterator[dict]:
@@ -121,6 +121,23 @@ def _benchmarks(results: Results) -> Iterator[dict]:
         for score in runs[0].reasoning.scores if len(runs) > 1 else ():
             panel = results.panel(condition, score.metric, [score.task])
             yield common | {"kind": "mean"} | estimate_row(per_token([panel], [1]), score.task, score.metric)
+
+
+def _subjects(results: Results) -> Iterator[dict]:
+    """Accuracy on each category of MMLU and on each of its subjects; an item is called category/subject/number."""
+    for condition in results.params.conditions():
+        panel = results.panel(condition, SCORES["mmlu"], ["mmlu"])
+        right = pd.DataFrame({"right": panel.values.mean(axis=0) / panel.weights}, index=panel.keys)
+        places = right.index.get_level_values("item").str.split("/")
+        common = {"kind": "mean", "source": "measured", "model": results.of(condition)[0].scores.model}
+        for part in (places.str[:1], places.str[:2]):
+            for name, of_part in right.groupby(part.str.join("/"))["right"]:
+                value, n = of_part.mean(), len(of_part)
+                low, high = wilson(round(value * n), n)
+                numbers = {"value": value, "low": low, "high": high, "n": n, "seeds": panel.seeds}
+                error = {"standard_error": (value * (1 - value) / n) ** 0.5}
+                where = {"condition": condition, "task": f"mmlu/{name}", "metric": SCORES["mmlu"]}
+                yield common | where | numbers | error
 
 
 _COLUMNS = {"humaneval_wizardcoder": ("humaneval", "WizardCoder"), "gsm8k_metamath": ("gsm8k", "MetaMath")}

@@ -16,6 +16,7 @@ import pandas as pd
 from bitdistiller.analysis.study import Results, RunResult, StudyParams
 from bitdistiller.config import Params
 from bitdistiller.results import (
+    ITEM_COLUMNS,
     Cost,
     CurvePoint,
     Environment,
@@ -49,6 +50,7 @@ class Truth:
         seed_spread: how far seeds scatter around accuracy and log perplexity.
         kl, agreement: distance to the full-precision original.
         scatter: how far a run is from others item by item.
+        solved, bits: share of the items of MMLU, GSM8K and HumanEval that it solves, and bits a byte of solutions.
         exact: whether means over documents are as stated in spite of the scatter, or a sample's.
         scores, training: fields of its ``RunScores`` and ``TrainingRecord`` that a study reads besides.
     """
@@ -58,6 +60,8 @@ class Truth:
     seed_spread: float = 0.005
     kl: float = 0.3
     agreement: float = 0.7
+    solved: float = 0.4
+    bits: float = 0.6
     scatter: float = 0.05
     exact: bool = False
     scores: Mapping = field(default_factory=dict)
@@ -252,6 +256,37 @@ def write_run(
         TrainingRecord.model_validate(training).write(folder / "train.json")
 
 
+def reasoning_items(truth: Truth, seed: int, questions: int = 300) -> pd.DataFrame:
+    """Items of MMLU, GSM8K and HumanEval, on which all runs find the same ones hard."""
+    shared, own = np.random.default_rng(2), np.random.default_rng([seed, 2])
+    frames = []
+    for task, metric in (("mmlu", "acc"), ("gsm8k", "exact_match_flexible"), ("humaneval", "pass_at_1")):
+        names = [f"{'stem/algebra/' if index % 2 else 'other/law/'}{index}" for index in range(questions)]
+        place = (np.argsort(np.argsort(shared.random(questions))) + 0.5) / questions
+        place = (place + own.normal(scale=truth.scatter / 10, size=questions)) % 1
+        frames.append(pd.DataFrame({"item": names, "value": (place < truth.solved).astype(float), "weight": 1.0}))
+        frames[-1] = frames[-1].assign(task=task, metric=metric)
+        if task != "mmlu":
+            size = shared.integers(100, 300, questions)
+            hardness = shared.normal(scale=0.1, size=questions)
+            bits = truth.bits * (1 + hardness - np.average(hardness, weights=size) + _noise(own, truth, size))
+            row = pd.DataFrame({"item": names, "value": size * bits, "weight": size.astype(float)})
+            frames.append(row.assign(task=task, metric="bits_per_byte"))
+    return pd.concat(frames, ignore_index=True)[ITEM_COLUMNS]
+
+
+def write_reasoning(folder: Path, truth: Truth, seed: int) -> None:
+    """What the reasoning stage leaves beside the scores of a run."""
+    items, record = reasoning_items(truth, seed), RunScores.read(folder / "scores.json")
+    scores = []
+    for (task, metric), part in items.groupby(["task", "metric"], sort=False):
+        value = part["value"].sum() / part["weight"].sum()
+        bounds = {"low": 0.9 * value, "high": 1.1 * value, "chance": 0.25 if task == "mmlu" else None}
+        scores.append(Score(task=task, metric=metric, value=value, standard_error=0.05 * value, n=len(part), **bounds))
+    record.model_copy(update={"scores": scores, "weights": None}).write(folder / "reasoning" / "scores.json")
+    write_items(items, folder / "reasoning" / "items.csv")
+
+
 GOOD = {
     "full": Truth(0.50, 30.0),
     3: Truth(0.46, 34.0),
@@ -346,6 +381,8 @@ def write_study(
                 raise ValueError(f"{run} stands under {condition} and another condition; override both alike")
     for run, truth in truths.items():
         _write_params_run(results, params, run, truth, questions, documents, chosen.perplexity)
+        if chosen.reasoning:
+            write_reasoning(results / "runs" / run, truth, zlib.crc32(run.encode()))
     for name in chosen.teachers:
         truth = replace(_default_confidence(params, name), **(overrides.get("teachers", {}) | overrides.get(name, {})))
         make_teacher(name, params.data[name].teacher, truth).write(results / "teachers" / f"{name}.json")

@@ -182,7 +182,11 @@ def test_completions_begin_where_tokens_can(micro, tmp_path, no_likelihood, monk
 
 def test_bits_per_byte_against_the_network_one_text_at_a_time(micro, monkeypatch):
     monkeypatch.setattr(likelihood, "has_bf16", lambda: False)
-    pairs = {"a": ("In the year", " 1900 the king"), "b": ("She said\n", "    nothing more – at all."), "c": ("A", " n")}
+    pairs = {
+        "a": ("In the year", " 1900 the king"),
+        "b": ("She said\n", "    nothing more – at all."),
+        "c": ("A", " n"),
+    }
     judge = SharedContextLM(micro.model, micro.tokenizer, 512)
     score, items = bits_per_byte(judge, "t", pairs, seed=0)
     rows = items.set_index("item")

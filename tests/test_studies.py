@@ -195,6 +195,23 @@ CASES: dict[str, dict[str, dict[str, dict]]] = {
             "undecided": {"CAKLD alone": NOISY},
         },
     },
+    "reasoning_and_code": {
+        "solves-more-than-rounding": {
+            "supported": {"RTN, 2 bits": {"solved": 0.3}},
+            "contradicted": {"BitDistiller, 2 bits": {"solved": 0.3}},
+            "undecided": {"full precision": {"solved": 0.0}},
+        },
+        "likelier-than-rounding": {
+            "supported": {"BitDistiller, 2 bits": {"bits": 0.5}},
+            "contradicted": {"BitDistiller, 2 bits": {"bits": 0.7}},
+            "undecided": NEITHER,
+        },
+        "loses-more-than-text": {
+            "supported": {"BitDistiller, 2 bits": {"bits": 0.8}},
+            "contradicted": {},
+            "undecided": {"BitDistiller, 2 bits": {"bits": 0.66, **NOISY}},
+        },
+    },
     "group_size": {
         "smaller-lowers-perplexity": {
             "supported": {"1 bit, groups of 32": {"perplexity": 400.0}, "1 bit, groups of 128": {"perplexity": 1500.0}},
@@ -223,9 +240,15 @@ def scale(name: str) -> Params:
     return load_params(SCALES[name] / "params.yaml")
 
 
-def synthetic(study_name: str, folder: Path, overrides: dict | None = None, scale_name: str = "micro"):
+@cache
+def home(study_name: str) -> str:
+    """The smallest scale that has a study."""
+    return next(name for name in SCALES if study_name in scale(name).studies)
+
+
+def synthetic(study_name: str, folder: Path, overrides: dict | None = None, scale_name: str | None = None):
     """The study, and its results as if the overrides were true."""
-    params = scale(scale_name)
+    params = scale(scale_name or home(study_name))
     study = load_study(study_name, ROOT / "studies")
     chosen = study_params(study, params)
     write_study(folder, params, chosen, overrides)
@@ -241,7 +264,7 @@ def verdicts(tmp_path_factory) -> Callable[..., dict[str, JudgedClaim]]:
     """A study's judged claims under some overrides; cases that share these are computed once."""
     found = {}
 
-    def of(name: str, overrides: dict | None = None, scale_name: str = "micro") -> dict[str, JudgedClaim]:
+    def of(name: str, overrides: dict | None = None, scale_name: str | None = None) -> dict[str, JudgedClaim]:
         key = repr((name, overrides or {}, scale_name))
         if key not in found:
             found[key] = judged(*synthetic(name, tmp_path_factory.mktemp(name), overrides, scale_name))
@@ -252,7 +275,7 @@ def verdicts(tmp_path_factory) -> Callable[..., dict[str, JudgedClaim]]:
 
 @pytest.mark.parametrize("name", study_names(ROOT / "studies"))
 def test_every_claim_of_every_study_has_a_case_for_each_outcome(name):
-    assert name in scale("micro").studies, f"studies/{name}.py has no part under `studies` in params.yaml"
+    assert any(name in scale(s).studies for s in SCALES), f"studies/{name}.py has no part in any params.yaml"
     cases = CASES.get(name, {})
     claims = [claim.id for claim in load_study(name, ROOT / "studies").claims]
     missing = [f"{claim} {outcome}" for claim in claims for outcome in OUTCOMES if outcome not in cases.get(claim, {})]

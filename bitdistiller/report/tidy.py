@@ -122,7 +122,7 @@ def _chance(row: Row, scores: Sequence[Row], chance: Mapping[str, float]) -> flo
         return None
     if row.task != MEAN:
         return chance.get(row.task)
-    tasks = [score.task for score in scores if score.metric == row.metric and score.task != MEAN]
+    tasks = [score.task for score in scores if score.metric == row.metric and score.task in chance]
     return sum(chance[task] for task in tasks) / len(tasks)
 
 
