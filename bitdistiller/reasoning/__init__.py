@@ -1,0 +1,1 @@
+"""Knowledge, reasoning and code: MMLU, GSM8K and HumanEval, each with per-item results."""
