@@ -160,12 +160,12 @@ def item_rows(answers: pd.DataFrame, sizes: Mapping[str, int]) -> pd.DataFrame:
     Args:
         sizes: test items of each subject in the whole data set.
     """
-    scored = answers["subject"].map(answers["subject"].value_counts())
-    size = answers["subject"].map(sizes)
-    weights = {"acc": 1 / scored, "acc_by_size": size / scored}
+    scored = answers["subject"].value_counts()
+    counted = {"acc": pd.Series(1, scored.index), "acc_by_size": pd.Series(sizes)[scored.index]}
     frames = []
-    for metric, weight in weights.items():
-        weight = weight / weight.mean()
+    for metric, size in counted.items():
+        # In this order of operations equally many items a subject weigh exactly 1.
+        weight = answers["subject"].map(size * len(answers) / size.sum() / scored)
         frames.append(_rows(answers, metric, weight * answers["correct"], weight))
     frames.append(_rows(answers, "choice", answers["choice"].astype(float), 1.0))
     return pd.concat(frames, ignore_index=True)
