@@ -6,6 +6,7 @@ metric, value, weight``. The sum of values over the sum of weights is the score 
 
     metric          item       value                                                     weight
     acc, acc_norm   question   1 if the right choice is the most likely one, else 0      1
+    acc_by_size     question   the weight if the choice is right, else 0 (MMLU)          by the size of its subject
     choice          question   index of the most likely choice, by the rule of ``acc``   1 (no score: flips are counted)
     nll             document   negative log-likelihood in nats (scored as perplexity)    predicted tokens
     worst_share     document   its part of the nats of the worst 1 % of all tokens       nats of all its tokens
@@ -81,7 +82,8 @@ class Cost(Record):
 class Score(Record):
     """One number with its uncertainty.
 
-    On a task ``acc`` and ``acc_norm``; on held-out text ``perplexity``, ``worst_share`` (the part of the total negative
+    On a task ``acc`` and ``acc_norm`` (on MMLU ``acc``, the mean over subjects, and ``acc_by_size``, which weights them
+    by their number of items); on held-out text ``perplexity``, ``worst_share`` (the part of the total negative
     log-likelihood that the worst 1 % of tokens make), ``kl`` (nats a token) and ``agreement`` (a share of tokens).
     ``standard_error`` is the binomial one for accuracy and else the bootstrap over documents; ``low`` and ``high``
     bound the 95 % interval. ``n`` counts items (accuracy) or documents. ``chance`` is the score of guessing, where

@@ -21,7 +21,7 @@ from bitdistiller.evaluate import evaluate_model, likelihood, shared_context
 from bitdistiller.evaluate.likelihood import by_length, inference
 from bitdistiller.evaluate.perplexity import document_scores, scores_of_documents, windows, worst_share
 from bitdistiller.evaluate.run import evaluate_run, load_student
-from bitdistiller.evaluate.shared_context import SharedContextLM
+from bitdistiller.evaluate.shared_context import SharedContextLM, pack, trunks
 from bitdistiller.evaluate.tasks import quiet
 from bitdistiller.models import load_model
 from bitdistiller.quant import make_format, quantizable
@@ -273,6 +273,86 @@ def test_shared_contexts_score_as_lm_eval_does(loaded, fp32, batch_tokens):
         slow = HFLM._loglikelihood_tokens(judge, asked, disable_tqdm=True)
     np.testing.assert_allclose([x for x, _ in fast], [x for x, _ in slow], rtol=1e-5, atol=1e-4)
     assert [x for _, x in fast] == [x for _, x in slow]
+
+
+def few_shot(seed: int) -> list:
+    """Requests of three kinds of prompt: each begins with examples of its own, and some contexts begin alone."""
+    g = np.random.default_rng(seed)
+    found = requests(3, seed)
+    for examples in (70, 64, 90):
+        trunk = g.integers(2, 40, examples).tolist()
+        found += [(None, trunk + context, choice) for _, context, choice in requests(5, seed + examples)]
+    return [found[i] for i in g.permutation(len(found))]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 128, 300, 4096])
+def test_shared_examples_score_as_lm_eval_does(loaded, fp32, batch_tokens):
+    with quiet():
+        judge = SharedContextLM(*loaded, batch_tokens)
+        asked = few_shot(seed=6)
+        fast = judge._loglikelihood_tokens(asked, disable_tqdm=True)
+        slow = HFLM._loglikelihood_tokens(judge, asked, disable_tqdm=True)
+    np.testing.assert_allclose([x for x, _ in fast], [x for x, _ in slow], rtol=1e-5, atol=1e-4)
+    assert [x for _, x in fast] == [x for _, x in slow]
+    contexts, sequences = len({tuple(context) for _, context, _ in asked}), judge._pack(asked)
+    assert contexts == 18 and (len(sequences) < 12) == (batch_tokens >= 300)
+
+
+TOKENS = st.lists(st.integers(2, 5), max_size=12)  # of few kinds, so that beginnings and whole contexts repeat
+
+
+@given(
+    examples=st.lists(st.lists(st.integers(2, 39), min_size=1, max_size=40), min_size=1, max_size=3),
+    asked=st.lists(st.tuples(st.integers(0, 2), TOKENS, st.lists(st.integers(2, 39), min_size=1, max_size=5))),
+    limits=st.tuples(st.integers(1, 20), st.integers(1, 200), st.integers(1, 5)),
+)
+def test_a_tree_of_segments_scores_each_choice_as_if_it_were_alone(loaded, examples, asked, limits):
+    """The slow twin gives every choice a sequence of its own."""
+    model, _ = loaded
+    asked = [(None, examples[kind % len(examples)] + context, choice) for kind, context, choice in asked]
+    with pytest.MonkeyPatch.context() as patch, quiet():
+        for module in (likelihood, shared_context):
+            patch.setattr(module, "has_bf16", lambda: False)
+        patch.setattr(shared_context, "_LEAST_SAVING", limits[0])
+        patch.setattr(shared_context, "_TRUNKS", limits[2])
+        found = SharedContextLM(*loaded, limits[1])._loglikelihood_tokens(asked, disable_tqdm=True)
+    for (_, context, choice), (value, greedy) in zip(asked, found, strict=True):
+        with torch.no_grad():
+            log_probs = model(torch.tensor([context + choice[:-1]])).logits[0, len(context) - 1 :].log_softmax(-1)
+        chosen = log_probs.gather(1, torch.tensor(choice)[:, None])[:, 0]
+        assert value == pytest.approx(chosen.sum().item(), rel=1e-5, abs=1e-4)
+        if (log_probs.topk(2).values.diff().abs() > 1e-4).all():
+            assert greedy == (log_probs.argmax(-1).tolist() == choice)
+
+
+@given(
+    examples=st.lists(st.integers(0, 150), min_size=1, max_size=4),
+    contexts=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30), st.integers(0, 10**6)), max_size=25),
+    longest=st.integers(1, 800),
+)
+def test_contexts_that_share_a_trunk_begin_alike_and_save_enough(examples, contexts, longest):
+    groups = {}
+    for kind, length, seed in contexts:
+        kind %= len(examples)
+        tail = np.random.default_rng(seed).integers(0, 3, length + 1).tolist()
+        groups.setdefault(tuple([kind] * examples[kind] + tail), {len(groups): [1] * (seed % 4 + 1)})
+    found = trunks(groups, longest)
+    assert sorted(context for _, members in found for context in members) == sorted(groups)
+    firsts = [min(min(groups[context]) for context in members) for _, members in found]
+    assert firsts == sorted(firsts)  # where nothing is shared, the order is that of the requests
+    for trunk, members in found:
+        length = len(pack({context: groups[context] for context in members}, trunk).tokens)
+        apart = sum(len(context) + len(choice) - 1 for context in members for choice in groups[context].values())
+        assert len({context[:trunk] for context in members}) == 1 and trunk <= min(map(len, members))
+        assert apart - length == (len(members) - 1) * trunk >= 64 * (len(members) - 1)
+        assert len(members) == 1 or length <= min(longest, 3 * trunk)
+
+
+def test_prompts_without_long_common_beginnings_keep_their_sequences():
+    groups = {tuple([9] * 63 + [index] * 5): {index: [1, 2]} for index in (5, 3, 8)}
+    assert [(trunk, members) for trunk, members in trunks(groups, 4096)] == [(68, [context]) for context in groups]
+    longer = {(9, *context): choices for context, choices in groups.items()}
+    assert trunks(longer, 4096) == [(64, sorted(longer))]
 
 
 def test_greedy_choices_are_recognised(loaded, fp32):
