@@ -66,9 +66,10 @@ pretrain: $(READY) ## train the micro models again from scratch (about an hour)
 	.venv/bin/dvc repro pretrain/dvc.yaml
 	cp -r pretrain/artifacts/models/. bitdistiller/models/weights/
 
-benchmark: $(READY) ## time and memory of a distillation step and of the clipping search beside their obvious versions
+benchmark: $(READY) ## time and memory of a distillation step, the clipping search and decoding beside their obvious versions
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/clip.py
+	.venv/bin/python benchmarks/decode.py
 
 test: $(READY) ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"

