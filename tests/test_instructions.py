@@ -1,9 +1,12 @@
 """Instructions by name, pieces of tests in them and in answers to them, and the training text that comes of it."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +30,7 @@ from bitdistiller.reasoning.prompts import (
     oe_eval_docs,
 )
 
+ROOT = Path(__file__).parents[1]
 SECRET = "the old lighthouse keeper counted forty two grey seagulls before the storm came in"  # 14 words
 LENGTH = 128  # half of it holds the task with the test item
 TEXTS = st.lists(st.lists(st.sampled_from("abc"), max_size=7).map(" ".join), max_size=5)
@@ -328,3 +332,17 @@ def test_a_chat_template_surrounds_the_instruction_and_does_not_know_the_day():
     assert (
         tokenizer.decode(prompt_tokens(tokenizer, "Name a tree.")) == "Today is 26 Jul 2024. user: Name a tree. model:"
     )
+
+
+def test_the_command_writes_the_generator_s_own_answers_and_goes_on(tmp_path):
+    """Through the real command, decoding included: a text that the teacher stage can read."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["instruction_text"] = {"answers": parameters(sources=["mbpp"], sequences=3).model_dump()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    done = subprocess.run(["bitdistiller", "text", "answers"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "results" / "text" / "answers.json").read_text())
+    sequences = read_sequences(tmp_path / "artifacts" / "text" / "answers.jsonl")
+    assert record["by_source"] == {"mbpp": 3} and len(sequences) == record["sequences"] == 3
+    assert all(len(one.input_ids) > one.prompt_length for one in sequences)
+    assert not list((tmp_path / "artifacts" / "text" / "answers.unfinished").iterdir())

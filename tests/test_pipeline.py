@@ -32,11 +32,8 @@ def pipeline_params(model: Path, text: Path) -> dict:
         params["quantizers"][f"int{bits}"] = {**quantizer, "bits": bits}
         params["runs"][f"student{bits}"] = {**run, "quantizer": f"int{bits}"}
     params["student_text"] = {"by-student": params["training_text"]["own"] | {"generator": "int2", "sequences": 6}}
-    params["instruction_text"] = {
-        "answers": {
-            "generator": str(model), "sources": ["mbpp"], "sequences": 4, "length": 128, "temperature": 0.7,
-            "top_p": 0.9, "batch_tokens": 512, "seed": 0}}  # fmt: skip
     params["data"]["from-student"] = {"teacher": str(model), "training_text": "by-student"}
+    params["reasoning"] = {"student2": {"mmlu": {"limit": 2, "shots": 0}, "batch_tokens": 512, "seed": 0}}
     params["ptq"] = {"rounded": {"quantizer": "int2"}}
     params["baselines"]["random"] = {"model": str(model), "weights": "random", "seed": 0}
     params["evaluation"]["tasks"] = {"continuation": {"limit": 8, "shots": 0}}
@@ -87,10 +84,12 @@ def test_one_command_leaves_results_verdicts_and_a_report(world):
         scores = json.loads((world / "results" / "runs" / name / "scores.json").read_text())
         assert {score["task"] for score in scores["scores"]} == {"heldout", "continuation"}
         assert (scores["quantized_parameters"] > 0) == (name in ("student2", "rounded"))
+    reasoning = json.loads((world / "results" / "runs" / "student2" / "reasoning" / "scores.json").read_text())
+    scored = json.loads((world / "results" / "runs" / "student2" / "scores.json").read_text())
+    assert reasoning["model_sha256"] == scored["model_sha256"] != scored["original_sha256"]
+    assert [score["n"] for score in reasoning["scores"]] == [114, 114]
     written = json.loads((world / "results" / "text" / "by-student.json").read_text())
     assert written["generator"] == "int2" and written["statistics"]["mean_written_tokens"] > 0
-    answers = json.loads((world / "results" / "text" / "answers.json").read_text())
-    assert answers["by_source"] == {"mbpp": 4} and answers["contamination"]["sequences"]["checked"] == 4
     teacher = json.loads((world / "results" / "teachers" / "from-student.json").read_text())
     assert set(teacher["gammas"]) == {"label", "max", "label-with-padding", "max-with-padding"}
     assert not list((world / "artifacts").glob("checkpoints/*"))
