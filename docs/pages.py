@@ -157,10 +157,12 @@ def _section(path: str, schema: dict, definitions: dict, seen: dict[str, str]) -
     yield _table(["key", "value", ""], rows)
     for key, spec in schema["properties"].items():
         named = spec.get("additionalProperties")
-        reference = spec.get("$ref") or (named.get("$ref") if isinstance(named, dict) else None)
+        choices = [spec, *spec.get("anyOf", [])]  # an object that may be left out is one of two choices
+        own = next((choice["$ref"] for choice in choices if "$ref" in choice), None)
+        reference = own or (named.get("$ref") if isinstance(named, dict) else None)
         if reference is None:
             continue
-        inner = f"{path}.{key}".lstrip(".") + (".NAME" if "$ref" not in spec else "")
+        inner = f"{path}.{key}".lstrip(".") + ("" if own else ".NAME")
         definition = reference.rpartition("/")[2]
         if definition in seen:
             yield f"## {inner}"
