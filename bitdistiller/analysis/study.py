@@ -138,6 +138,8 @@ class RunSummary(Record):
     bits_per_weight: float
     parameters: int
     quantized_parameters: int
+    model_sha256: str
+    original_sha256: str | None
     data: dict
     environment: Environment
     scoring: Cost
@@ -432,6 +434,8 @@ def _summaries(results: Results) -> list[RunSummary]:
                     "bits_per_weight",
                     "parameters",
                     "quantized_parameters",
+                    "model_sha256",
+                    "original_sha256",
                     "data",
                     "environment",
                     "weights",

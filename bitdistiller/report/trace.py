@@ -135,6 +135,8 @@ def _trace_run(run: RunSummary, scale: Scale) -> Iterator[str]:
         yield f"  with    {_flat(run.training.parameters_used)} (hashes are SHA-256 of what it read)"
     yield f"  scored  {_circumstances(run.environment, run.scoring)}"
     yield f"  with    {_flat(run.parameters_used)}"
+    original = f"; its original {run.original_sha256}" if run.original_sha256 else ""
+    yield f"  weights {run.model_sha256}{original} (SHA-256 of what was scored)"
     yield f"  on      {_flat({name: data['sha256'] for name, data in run.data.items()})} (SHA-256)"
     yield from _locked(run, scale)
     folder = "" if scale.folder == "." else f"cd {scale.folder} && "
@@ -147,7 +149,7 @@ def _circumstances(environment: Environment, cost: Cost) -> str:
     return (
         f"commit {environment.commit} ({tree}); {environment.machine}, {environment.threads} of {environment.cores} "
         f"cores; {tables.duration(cost.seconds)}, {tables.memory(cost.peak_bytes)}; Python {environment.python}, "
-        f"{versions}"
+        f"{versions}" + (f", pinned by constraints.txt {environment.lock_sha256}" if environment.lock_sha256 else "")
     )
 
 
