@@ -10,7 +10,7 @@ from bitdistiller.peers import peers_python, require_python
 from bitdistiller.quant import make_format
 from bitdistiller.quant.clip import require_range
 from bitdistiller.reasoning.prompts import SOURCES
-from bitdistiller.sandbox import Limits, Worker
+from bitdistiller.sandbox import require_isolation
 
 
 def check(params: Params) -> None:
@@ -49,5 +49,4 @@ def check_environment(params: Params) -> None:
     if params.peers:
         require_python(peers_python(params))
     if any(asked.humaneval for asked in params.reasoning.values()):
-        with Worker(Limits()) as worker:
-            worker.facts()
+        require_isolation()

@@ -3,14 +3,13 @@
 import pytest
 
 from bitdistiller.errors import UserError
-from bitdistiller.sandbox import Limits, Worker
+from bitdistiller.sandbox import require_isolation
 
 
 def refusal() -> str:
     """Why no sandbox can be made here; empty if one can."""
     try:
-        with Worker(Limits()) as worker:
-            worker.facts()
+        require_isolation()
     except UserError as error:
         return str(error)
     return ""

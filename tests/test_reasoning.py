@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -170,7 +171,7 @@ def test_completions_begin_where_tokens_can(micro, tmp_path, no_likelihood, monk
     failed = Outcome(verdict="failed", detail="", seconds=0.0, peak_bytes=0, output="")
     monkeypatch.setattr(humaneval, "run_many", lambda programs, **_: [failed] * len(programs))
     writer = scripted(micro, tmp_path, lambda key: "")
-    humaneval.score_humaneval(writer, COMPLETED, seed=0)
+    humaneval.score_humaneval(writer, COMPLETED, seed=0, without_isolation=True)
     assert all(
         micro.tokenizer.decode(prompt.tokens) == micro.tokenizer.decode(prompt.tokens).rstrip()
         for prompt in writer.asked
@@ -259,6 +260,44 @@ def test_the_command_leaves_scores_items_and_answers(folder):
     assert len(answers) == 5 and all(answer["verdict"] for answer in answers)
     assert not list((folder / "artifacts" / "answers" / "1m-full.unfinished").iterdir())
     assert "1m-full: mmlu acc " in done.stdout
+
+
+@needs_isolation
+def test_a_killed_command_goes_on_and_ends_with_the_same_answers(folder):
+    """SIGKILL in the middle of writing, one batch a problem; the second call writes only what is missing."""
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    asked = params["reasoning"]["1m-full"]
+    del asked["mmlu"]
+    asked["batch_tokens"] = 1
+    asked["humaneval"] |= {"max_new_tokens": 100, "temperature": 0.6, "samples": 3}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    assert reason(folder, "1m-full").returncode == 0
+    answers = folder / "artifacts" / "answers" / "1m-full.jsonl"
+    undisturbed = answers.read_text()
+    answers.unlink()
+    with subprocess.Popen(["bitdistiller", "reason", "1m-full"], cwd=folder, stderr=subprocess.DEVNULL) as process:
+        while not (journals := list((folder / "artifacts" / "answers" / "1m-full.unfinished").glob("*.jsonl"))):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    before = journals[0].read_text().splitlines()
+    assert 0 < len(before) < 15 and not answers.exists()
+    done = reason(folder, "1m-full")
+    assert done.returncode == 0 and answers.read_text() == undisturbed
+    assert len({json.loads(line)["text"] for line in undisturbed.splitlines()}) > 5
+
+
+def test_no_program_is_written_where_none_can_be_isolated(micro, tmp_path, monkeypatch):
+    """The refusal comes before the hour of writing."""
+
+    def refused():
+        raise UserError("this machine does not let a program be isolated (unshare: EPERM), so nothing was run")
+
+    monkeypatch.setattr(humaneval, "require_isolation", refused)
+    writer = scripted(micro, tmp_path, lambda key: "")
+    with pytest.raises(UserError, match="does not let a program be isolated"):
+        humaneval.score_humaneval(writer, COMPLETED, seed=0)
+    assert not hasattr(writer, "asked")
 
 
 def test_names_that_are_not_asked_for_are_refused(folder):

@@ -17,7 +17,7 @@ from bitdistiller.reasoning.decoding import Prompt, Sampling
 from bitdistiller.reasoning.gold import bits_per_byte
 from bitdistiller.reasoning.writing import Writer
 from bitdistiller.results import Score
-from bitdistiller.sandbox import run_many
+from bitdistiller.sandbox import require_isolation, run_many
 from bitdistiller.sandbox.humaneval import STOP_WORDS, Problem, pass_at_k, problems
 
 TASK = "humaneval"
@@ -33,6 +33,8 @@ def score_humaneval(
         UserError: this machine cannot isolate a program, the tokenizer has no chat template for instructions, or
             prompts do not fit the model's context.
     """
+    if not without_isolation:
+        require_isolation()  # before an hour of writing, and not after it
     every = problems()
     chosen = [every[index] for index in subset(TASK, len(every), params.limit, seed)]
     instruction = params.style == "instruction"

@@ -35,6 +35,6 @@ all this up except for limits and separate processes.
 """
 
 from bitdistiller.sandbox.outcome import Limits, Outcome
-from bitdistiller.sandbox.run import Worker, run_many, run_program
+from bitdistiller.sandbox.run import Worker, require_isolation, run_many, run_program
 
-__all__ = ["Limits", "Outcome", "Worker", "run_many", "run_program"]
+__all__ = ["Limits", "Outcome", "Worker", "require_isolation", "run_many", "run_program"]

@@ -128,6 +128,12 @@ class Worker:
         return json.loads(line)
 
 
+def require_isolation() -> list[str]:
+    """What isolates a program on this machine, one line each; ``UserError`` if nothing can."""
+    with Worker(Limits()) as worker:
+        return worker.facts()
+
+
 def run_program(source: str, tests: str, limits: Limits | None = None, *, without_isolation: bool = False) -> Outcome:
     """Run one program against its tests, in a sandbox of its own.
 
