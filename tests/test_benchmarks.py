@@ -15,6 +15,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure")
 )

@@ -21,6 +21,7 @@ from bitdistiller.config import Params, load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report.curves import training_curves
 from bitdistiller.report.figures import comparison_figures
+from bitdistiller.report.tables import study_tables
 from tests.synthetic import ROOT, write_study
 
 OUTCOMES = ("supported", "contradicted", "undecided")
@@ -314,6 +315,38 @@ def test_every_study_of_every_scale_makes_its_table_and_figures(tmp_path, scale_
     assert report.rows and figures
     for drawing in figures.values():
         drawing.figure.draw_without_rendering()
+
+
+def test_benchmarks_of_reasoning_have_tables_of_their_own(tmp_path):
+    """Scores beside likelihoods, best student in bold; categories of MMLU above their subjects; no chance for text."""
+    synthetic("reasoning_and_code", tmp_path, {"BitDistiller, 2 bits": {"solved": 0.5, "bits": 0.5}})
+    params = scale("laptop").model_copy(update={"root": str(ROOT)})
+    found = study_tables(run_study("reasoning_and_code", params, tmp_path))
+    scores = found["reasoning_and_code-benchmarks"].frame
+    assert list(scores) == [
+        "MMLU, %",
+        "GSM8K, %",
+        "HumanEval pass@1, %",
+        "GSM8K solutions, bits a byte",
+        "HumanEval solutions, bits a byte",
+    ]
+    assert {name for name in scores.index if scores.loc[name, "GSM8K, %"].best} == {"BitDistiller, 2 bits"}
+    assert scores.loc["BitDistiller, 2 bits", "HumanEval solutions, bits a byte"].best
+    assert str(scores.loc["full precision", "GSM8K solutions, bits a byte"]).startswith("0.600 [")
+    subjects = found["reasoning_and_code-subjects"].frame
+    assert list(subjects.index) == ["other", "stem", "other/law", "stem/algebra"]
+    assert subjects.loc["stem", "full precision"].row.n == 150
+    printed = found["reasoning_and_code-published"].frame
+    assert printed.loc["WizardCoder 7B (BitDistiller), BitDistiller, 2 bits", "HumanEval pass@1, %"].value == 36.59
+    assert "GSM8K, %" not in found["reasoning_and_code"].frame and len(found["reasoning_and_code-tasks"].frame) == 6
+
+
+def test_scores_of_other_weights_are_refused(tmp_path):
+    synthetic("reasoning_and_code", tmp_path)
+    path = tmp_path / "runs" / "int2" / "reasoning" / "scores.json"
+    path.write_text(path.read_text().replace("0" * 64, "1" * 64))
+    with pytest.raises(UserError, match=r"int2: scores.json and reasoning/scores.json are of different weights"):
+        run_study("reasoning_and_code", scale("laptop").model_copy(update={"root": str(ROOT)}), tmp_path)
 
 
 def test_one_data_set_cannot_decide_about_data_sets(verdicts):

@@ -74,7 +74,7 @@ def _beside(rows: Sequence[Row], conditions: list[str]) -> pd.DataFrame:
     return table
 
 
-def _frame(lines: dict, keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+def _frame(lines: dict, keys: Sequence[str | tuple[str, str]], columns: Sequence[str]) -> pd.DataFrame:
     cells = [[line.get(key, EMPTY) for key in keys] for line in lines.values()]
     return pd.DataFrame(cells, index=list(lines), columns=list(columns), dtype=object)
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from bitdistiller.errors import UserError
 from bitdistiller.sandbox.attacks import ATTACKS, run_attacks
-from bitdistiller.sandbox.outcome import Limits
-from bitdistiller.sandbox.run import Worker, run_program
+from bitdistiller.sandbox.run import require_isolation, run_program
 
 
 def program_lines(program: Path, tests: Path | None, without_isolation: bool) -> tuple[list[str], bool]:
@@ -19,8 +18,7 @@ def program_lines(program: Path, tests: Path | None, without_isolation: bool) ->
 
 def check_lines() -> tuple[list[str], bool]:
     """What holds for a program on this machine; ``UserError`` if it cannot be isolated."""
-    with Worker(Limits()) as worker:
-        return worker.facts(), True
+    return require_isolation(), True
 
 
 def attack_lines() -> tuple[list[str], bool]:
