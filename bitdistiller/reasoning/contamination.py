@@ -1,13 +1,8 @@
 """Which texts hold a piece of what GSM8K, HumanEval or MMLU ask: a run of 13 words of a test item.
 
-Thirteen was chosen by looking at what runs of other lengths find among the 5,080 instructions of ``prompts``. At 13
-they find 85, all through MMLU, whose high school mathematics was drawn from MATH's test split: 76 are the same
-question, nine a question of the same form or about the same formula. At 10 they find 42 more and at 8 another 132, and
-those that were read are phrases of the trade ("express your answer as a decimal to the nearest tenth") or numbers
-counted up. No copy escaped: instructions that share 70 % of their words, in any order, with a question of GSM8K, of
-HumanEval or of MMLU's mathematics and computer science, and no 13 of them in a row, ask for something else. Comparing
-without LaTeX commands found no copy more. Code that people wrote for MBPP shares 13 words with HumanEval once in 500,
-and 8 words 24 times, by its idioms.
+Thirteen is the usual length, and was kept after looking at what shorter runs find among the instructions of ``prompts``
+(docs/LOG.md): phrases of the trade and numbers counted up, no copy. What it does find are questions of MMLU's high
+school mathematics, which was drawn from MATH.
 
 An item with fewer words counts when all of it stands in a text, and a shorter text when all of it stands in an item.
 """
