@@ -19,7 +19,7 @@ from bitdistiller.cli import app
 from bitdistiller.errors import UserError
 from bitdistiller.report.difference import compare
 from bitdistiller.results import read_items
-from tests.synthetic import PERPLEXITY, Truth, bit_scaling_runs, make_params
+from tests.synthetic import PERPLEXITY, Truth, bit_scaling_runs, make_params, write_reasoning
 
 WORSE = {2: Truth(0.30, 90.0)}  # instead of 0.41 and 45
 
@@ -103,6 +103,24 @@ def test_differences_are_the_paired_statistics_corrected_together(scales):
     assert ordered[0][1] == pytest.approx(10 * ordered[0][0], abs=0)  # Holm: the smallest of ten
     assert ordered[1][1] == pytest.approx(max(9 * ordered[1][0], ordered[0][1]), abs=0)
     assert score.unit == "points" and other.unit == "times" and score.paired and other.paired
+
+
+def test_scores_of_reasoning_are_compared_too(copied):
+    """Bits a byte as a ratio, solved shares in points, both on the same items."""
+    before, after = copied
+    for folder, truth in ((Path(before), Truth(0.4, 45.0)), (after, Truth(0.4, 45.0, solved=0.5, bits=0.66))):
+        write_reasoning(folder / "results" / "runs" / "micro-int2-s0", truth, seed=1)
+    try:
+        found = {
+            (score.task, score.metric): score
+            for score in compare_results(read_snapshot(before), read_snapshot(str(after))).scores
+        }
+        bits, solved = found["gsm8k", "bits_per_byte"], found["humaneval", "pass_at_1"]
+        assert bits.unit == "times" and bits.effect == pytest.approx(1.1, rel=1e-3) and bits.paired
+        assert solved.unit == "points" and solved.effect == pytest.approx(10, abs=2) and solved.paired
+        assert "| gsm8k " in compare(before, str(after))
+    finally:
+        shutil.rmtree(Path(before) / "results" / "runs" / "micro-int2-s0" / "reasoning")
 
 
 def test_swapping_the_sides_swaps_the_signs(scales):

@@ -26,13 +26,15 @@ from bitdistiller.analysis.stats import (
     difference_p,
     holm,
     log_perplexity,
+    log_ratio,
     panel,
     per_token,
 )
 from bitdistiller.analysis.verdict import Unit, printed
 
 COST_CHANGE = 0.1
-_UNITS: dict[str, Unit] = {"perplexity": "times", "kl": "nats"}  # everything else is a share, printed in points
+_UNITS: dict[str, Unit] = {"perplexity": "times", "bits_per_byte": "times", "kl": "nats"}
+_SHARES = ("acc", "acc_norm", "exact_match_strict", "exact_match_flexible", "pass_at_1")  # of items that are right
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _scores(run: str, before: RunSnapshot, after: RunSnapshot) -> list[ScoreDiff
 def _panels(before: RunSnapshot, after: RunSnapshot, score: ScoreExcerpt) -> tuple[Panel, Panel] | None:
     """Per-item results behind a score on both sides; None if they are not of the same items and tokens."""
     metric = PERPLEXITY_ITEMS if score.metric == "perplexity" else score.metric
-    if score.metric not in ("acc", "acc_norm", "perplexity", "kl", "agreement"):
+    if score.metric not in (*_SHARES, "perplexity", "bits_per_byte", "kl", "agreement", "acc_by_size"):
         return None
     for side in (before, after):
         if side.items is None or not ((side.items["task"] == score.task) & (side.items["metric"] == metric)).any():
@@ -172,15 +174,19 @@ def _panels(before: RunSnapshot, after: RunSnapshot, score: ScoreExcerpt) -> tup
 
 def _paired(metric: str, before: Panel, after: Panel) -> tuple[Estimate, float]:
     """B minus A on the same items, and its p."""
-    if metric in ("acc", "acc_norm"):
+    single = set(np.unique([before.values, after.values])) <= {0.0, 1.0}  # else means over samples
+    if metric in _SHARES and single:
         return accuracy([after, before], [1, -1]), difference_p(after, before)
-    difference = (log_perplexity if metric == "perplexity" else per_token)([after, before], [1, -1])
+    if metric == "bits_per_byte":
+        difference = log_ratio(after, before)
+    else:
+        difference = (log_perplexity if metric == "perplexity" else per_token)([after, before], [1, -1])
     return difference, difference.p_value()
 
 
 def _independent(before: ScoreExcerpt, after: ScoreExcerpt) -> tuple[Estimate, float]:
-    """B minus A as if their items were independent samples; perplexities by their logarithm."""
-    if before.metric == "perplexity":
+    """B minus A as if their items were independent samples; ratios by their logarithm."""
+    if _UNITS.get(before.metric) == "times":
         value = math.log(after.value / before.value)
         errors = [side.standard_error / side.value for side in (before, after)]
     else:

@@ -165,12 +165,19 @@ def _read_run(run: Path, folder: Path, spec: str) -> RunSnapshot:
     costs = {"scoring": scores.cost}
     if (run / "train.json").exists():
         costs["training"] = _read(TrainingExcerpt, run / "train.json", folder, spec).cost
+    found, parameters = list(scores.scores), dict(_flat(scores.parameters_used))
+    if (run / "reasoning" / "scores.json").exists():
+        more = _read(ScoresExcerpt, run / "reasoning" / "scores.json", folder, spec)
+        found += more.scores
+        costs["reasoning"] = more.cost
+        parameters |= dict(_flat(more.parameters_used))
+    items = [read_items(path) for path in (run / "items.csv", run / "reasoning" / "items.csv") if path.exists()]
     return RunSnapshot(
-        scores={(score.task, score.metric): score for score in scores.scores},
+        scores={(score.task, score.metric): score for score in found},
         costs=costs,
-        parameters=dict(_flat(scores.parameters_used)),
+        parameters=parameters,
         machine=scores.environment.machine,
-        items=read_items(run / "items.csv") if (run / "items.csv").exists() else None,
+        items=pd.concat(items, ignore_index=True) if items else None,
     )
 
 
