@@ -1,6 +1,7 @@
 """The command line: one thin command a pipeline stage. It holds no logic and imports heavy modules only when called."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -128,6 +129,7 @@ def text(
         record = make_text(section, source, path)
     record |= {"environment": environment().model_dump(), "cost": watch.cost().model_dump()}
     _write_json(record, RESULTS / "text" / f"{name}.json")
+    shutil.rmtree(path.with_suffix(".unfinished"), ignore_errors=True)
 
 
 @app.command()
@@ -227,9 +229,11 @@ def reason(
 ) -> None:
     """Score knowledge, reasoning and code: MMLU, GSM8K, HumanEval. Goes on where an interrupted call stopped."""
     from bitdistiller.reasoning.run import score_reasoning
+    from bitdistiller.reasoning.writing import unfinished
 
     scores, items = score_reasoning(name, _load(params), ARTIFACTS, without_isolation)
     _write_scores(scores, items, RESULTS / "runs" / name / "reasoning")
+    shutil.rmtree(unfinished(ARTIFACTS / "answers" / f"{name}.jsonl"), ignore_errors=True)
 
 
 @app.command()

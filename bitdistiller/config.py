@@ -172,7 +172,7 @@ class EvaluationParams(Section):
 class MmluParams(Section):
     """MMLU: ``limit`` items of each of its 57 subjects, ``shots`` of the subject's development items before each."""
 
-    limit: PositiveInt
+    limit: int = Field(ge=2)  # a single item has no standard error
     shots: int = Field(ge=0, le=5)
 
 
@@ -182,7 +182,7 @@ class WrittenParams(Section):
     ``temperature`` 0 is greedy, which writes the same answer every time.
     """
 
-    limit: PositiveInt
+    limit: int = Field(ge=2)  # a single item has no standard error
     samples: PositiveInt = 1
     temperature: float = Field(ge=0, allow_inf_nan=False, default=0.0)
     top_p: float = Field(gt=0, le=1, default=1.0)
@@ -199,7 +199,7 @@ class HumanEvalParams(WrittenParams):
     """HumanEval: the prompt completed as it stands, or asked for as an instruction, in the model's chat template."""
 
     style: Literal["completion", "instruction"]
-    k: Annotated[list[PositiveInt], Field(min_length=1)] = [1]
+    k: Annotated[list[Annotated[int, Field(ge=1, le=200)]], Field(min_length=1)] = [1]
 
     @model_validator(mode="after")
     def _enough_samples(self) -> "HumanEvalParams":
@@ -219,6 +219,12 @@ class ReasoningParams(Section):
     humaneval: HumanEvalParams | None = None
     batch_tokens: PositiveInt
     seed: Seed
+
+    @model_validator(mode="after")
+    def _something_is_scored(self) -> "ReasoningParams":
+        if self.mmlu is self.gsm8k is self.humaneval is None:
+            raise ValueError("asks for none of mmlu, gsm8k and humaneval; name one, or leave the entry out")
+        return self
 
 
 class InstructionTextParams(Section):

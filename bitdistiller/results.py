@@ -7,12 +7,17 @@ metric, value, weight``. The sum of values over the sum of weights is the score 
     metric          item       value                                                     weight
     acc, acc_norm   question   1 if the right choice is the most likely one, else 0      1
     acc_by_size     question   the weight if the choice is right, else 0 (MMLU)          by the size of its subject
+    acc_by_size     question   the same, subjects weighted by their size (MMLU)          the subject's part
+    exact_match_*   question   share of samples with the right number                    1
+    pass_at_K       problem    unbiased estimate that one of K samples passes            1
+    bits_per_byte   solution   bits that the model needs for a person's solution         its bytes
     choice          question   index of the most likely choice, by the rule of ``acc``   1 (no score: flips are counted)
     nll             document   negative log-likelihood in nats (scored as perplexity)    predicted tokens
     worst_share     document   its part of the nats of the worst 1 % of all tokens       nats of all its tokens
     kl              document   KL(original || student) in nats                           predicted tokens
     agreement       document   tokens at which original and student have the same top 1  predicted tokens
 
+Where subjects of MMLU have unequal numbers of items, ``acc`` has weights too, which make all subjects count alike.
 ``kl`` and ``agreement`` compare with the full-precision model that a student started from; a pretrained baseline, which
 is that model, has none. A trained student leaves ``train.json`` beside them (a ``TrainingRecord``).
 """
@@ -85,7 +90,8 @@ class Score(Record):
     On a task ``acc`` and ``acc_norm`` (on MMLU ``acc``, the mean over subjects, and ``acc_by_size``, which weights them
     by their number of items); on held-out text ``perplexity``, ``worst_share`` (the part of the total negative
     log-likelihood that the worst 1 % of tokens make), ``kl`` (nats a token) and ``agreement`` (a share of tokens).
-    ``standard_error`` is the binomial one for accuracy and else the bootstrap over documents; ``low`` and ``high``
+    ``standard_error`` is the binomial one for accuracy (by subject for MMLU) and else the bootstrap over documents or
+    items; ``low`` and ``high``
     bound the 95 % interval. ``n`` counts items (accuracy) or documents. ``chance`` is the score of guessing, where
     there is one.
     """

@@ -295,6 +295,8 @@ def test_p_of_a_difference_is_exact_for_single_runs_only():
     a, b = [1, 1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 1]
     assert difference_p(single(a), single(b)) == mcnemar(single(a), single(b)).p
     seeds = panel(paired_tables([b, b[::-1]]), "acc")
+    for odd in ([v / 2 for v in a], [3 * v for v in a]):  # means over samples, items of unequal weight
+        assert difference_p(single(odd), single(b)) == accuracy([single(odd), single(b)], [1, -1]).p_value()
     assert difference_p(single(a), seeds) == accuracy([single(a), seeds], [1, -1]).p_value()
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bitdistiller.check import check
 from bitdistiller.cli import app
-from bitdistiller.config import load_params
+from bitdistiller.config import Params, load_params
 from bitdistiller.errors import UserError
 from bitdistiller.provenance import Stopwatch, environment
 from bitdistiller.results import RunScores, Score, TrainingRecord, read_items, write_items
@@ -82,7 +82,10 @@ def test_no_entry_of_the_committed_parameters_is_the_pattern_of_another():
     root = Path(__file__).parent.parent
     for path in [root / "params.yaml", *root.glob("profiles/*/params.yaml")]:
         lines = [line for line in path.read_text().splitlines() if "&" in line]
-        assert lines and all(line.strip() in ("text: &text", "quantizer: &quantizer", "run: &run") for line in lines)
+        assert lines and all(
+            line.strip() in ("text: &text", "quantizer: &quantizer", "run: &run", "reasoning: &reasoning")
+            for line in lines
+        )
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
@@ -95,6 +98,12 @@ def test_missing_and_broken_files_are_named(tmp_path):
 
 def score(task, metric, value):
     return Score(task=task, metric=metric, value=value, standard_error=0.1, low=0, high=9, n=5, chance=None)
+
+
+def test_an_entry_of_reasoning_asks_for_something(params):
+    params["reasoning"] = {"full": {"batch_tokens": 4096, "seed": 0}}
+    with pytest.raises(ValueError, match="asks for none of mmlu, gsm8k and humaneval"):
+        Params.model_validate(params)
 
 
 def run_scores() -> RunScores:

@@ -118,7 +118,8 @@ def test_scores_of_reasoning_are_compared_too(copied):
         bits, solved = found["gsm8k", "bits_per_byte"], found["humaneval", "pass_at_1"]
         assert bits.unit == "times" and bits.effect == pytest.approx(1.1, rel=1e-3) and bits.paired
         assert solved.unit == "points" and solved.effect == pytest.approx(10, abs=2) and solved.paired
-        assert "| gsm8k " in compare(before, str(after))
+        text = compare(before, str(after), everything=True)
+        assert "| gsm8k " in text and "| reasoning, time of all runs |" in text
     finally:
         shutil.rmtree(Path(before) / "results" / "runs" / "micro-int2-s0" / "reasoning")
 

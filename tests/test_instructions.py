@@ -345,4 +345,5 @@ def test_the_command_writes_the_generator_s_own_answers_and_goes_on(tmp_path):
     sequences = read_sequences(tmp_path / "artifacts" / "text" / "answers.jsonl")
     assert record["by_source"] == {"mbpp": 3} and len(sequences) == record["sequences"] == 3
     assert all(len(one.input_ids) > one.prompt_length for one in sequences)
-    assert not list((tmp_path / "artifacts" / "text" / "answers.unfinished").iterdir())
+    assert all(len(one.input_ids) <= LENGTH for one in sequences)
+    assert not (tmp_path / "artifacts" / "text" / "answers.unfinished").exists()

@@ -144,7 +144,8 @@ ENTRY_POINTS = {
     "baseline": "bitdistiller.evaluate.run",
     "ptq": "bitdistiller.evaluate.run",
     "instruction_text": "bitdistiller.reasoning.instruction_text",
-    "reason": "bitdistiller.reasoning.run, bitdistiller.reasoning.humaneval, bitdistiller.reasoning.gsm8k",
+    "reason": "bitdistiller.reasoning.run, bitdistiller.reasoning.humaneval, bitdistiller.reasoning.gsm8k, "
+    "bitdistiller.reasoning.mmlu",
     "study": "bitdistiller.analysis.study",
     "report": "bitdistiller.report",
 }

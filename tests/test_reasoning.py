@@ -156,14 +156,15 @@ def test_instructions_are_asked_in_the_chat_template(micro, tmp_path, no_likelih
     writer = scripted(micro, tmp_path, lambda key: f"Sure:\n```python\n{solutions[key.rpartition('/')[0]]}\n```\nDone.")
     with pytest.raises(UserError, match="this tokenizer has no chat template; set style to completion"):
         humaneval.score_humaneval(writer, asked, seed=0)
-    template = (
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<go>{% endif %}"
-    )
+    template = "{{ date_string }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    template += "{% if add_generation_prompt %}<go>{% endif %}"
     monkeypatch.setattr(micro.tokenizer, "chat_template", template)
     scores, _, _ = humaneval.score_humaneval(writer, asked, seed=0)
     assert scores[0].value == 1
     text = micro.tokenizer.decode(writer.asked[0].tokens)
-    assert text.startswith("<user>") and text.endswith("<go>") and "def " in text and writer.asked[0].stop == ()
+    assert (
+        text.startswith("26 Jul 2024<user>") and text.endswith("<go>") and "def " in text and writer.asked[0].stop == ()
+    )
 
 
 def test_completions_begin_where_tokens_can(micro, tmp_path, no_likelihood, monkeypatch):
@@ -214,7 +215,7 @@ def test_a_model_that_solves_nothing_is_not_certainly_hopeless():
 # --- the command --------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_scored_but_what_is_asked_for(micro, tmp_path):
+def test_prompts_that_do_not_fit_are_refused(micro, tmp_path):
     writer = Writer(micro.model, micro.tokenizer, 4096, tmp_path, "m")
     with pytest.raises(UserError, match="do not fit the model's context of 512; lower max_new_tokens"):
         score_benchmarks(
@@ -258,7 +259,7 @@ def test_the_command_leaves_scores_items_and_answers(folder):
         json.loads(line) for line in (folder / "artifacts" / "answers" / "1m-full.jsonl").read_text().splitlines()
     ]
     assert len(answers) == 5 and all(answer["verdict"] for answer in answers)
-    assert not list((folder / "artifacts" / "answers" / "1m-full.unfinished").iterdir())
+    assert not (folder / "artifacts" / "answers" / "1m-full.unfinished").exists()
     assert "1m-full: mmlu acc " in done.stdout
 
 
@@ -276,11 +277,12 @@ def test_a_killed_command_goes_on_and_ends_with_the_same_answers(folder):
     undisturbed = answers.read_text()
     answers.unlink()
     with subprocess.Popen(["bitdistiller", "reason", "1m-full"], cwd=folder, stderr=subprocess.DEVNULL) as process:
-        while not (journals := list((folder / "artifacts" / "answers" / "1m-full.unfinished").glob("*.jsonl"))):
+        unfinished = folder / "artifacts" / "answers" / "1m-full.unfinished"
+        while not any("\n" in path.read_text() for path in unfinished.glob("*.jsonl")):
             assert process.poll() is None
             time.sleep(0.01)
         process.kill()
-    before = journals[0].read_text().splitlines()
+    before = next(unfinished.glob("*.jsonl")).read_text().splitlines()
     assert 0 < len(before) < 15 and not answers.exists()
     done = reason(folder, "1m-full")
     assert done.returncode == 0 and answers.read_text() == undisturbed
@@ -316,6 +318,7 @@ def test_names_that_are_not_asked_for_are_refused(folder):
         ({"samples": 2}, "samples = 2 at temperature 0 are the same answer"),
         ({"k": [1, 10]}, "pass@10 needs as many samples, not 1"),
         ({"style": "chat"}, "completion"),
+        ({"limit": 1}, "greater than or equal to 2"),
     ],
 )
 def test_parameters_that_make_no_sense_are_refused(folder, change, said):

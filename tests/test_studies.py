@@ -341,6 +341,23 @@ def test_benchmarks_of_reasoning_have_tables_of_their_own(tmp_path):
     assert "GSM8K, %" not in found["reasoning_and_code"].frame and len(found["reasoning_and_code-tasks"].frame) == 6
 
 
+def test_a_study_of_reasoning_asks_for_all_its_scores_before_anything_runs():
+    params, study = scale("laptop"), load_study("reasoning_and_code", ROOT / "studies")
+    without = {name: asked for name, asked in params.reasoning.items() if name != "rtn2"}
+    with pytest.raises(UserError, match=r"HumanEval of rtn2; ask for all three in reasoning\.rtn2"):
+        study_params(study, params.model_copy(update={"reasoning": without}))
+    partly = params.reasoning | {"rtn2": params.reasoning["rtn2"].model_copy(update={"mmlu": None})}
+    with pytest.raises(UserError, match=r"ask for all three in reasoning\.rtn2"):
+        study_params(study, params.model_copy(update={"reasoning": partly}))
+
+
+def test_a_study_of_reasoning_sees_what_its_fewest_items_show(tmp_path):
+    synthetic("reasoning_and_code", tmp_path)
+    report = run_study("reasoning_and_code", scale("laptop").model_copy(update={"root": str(ROOT)}), tmp_path)
+    assert report.detectable.assumptions.startswith("paired items worth 100 of one task")
+    assert {summary.reasoning is not None for summary in report.runs} == {True}
+
+
 def test_scores_of_other_weights_are_refused(tmp_path):
     synthetic("reasoning_and_code", tmp_path)
     path = tmp_path / "runs" / "int2" / "reasoning" / "scores.json"

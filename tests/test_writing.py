@@ -1,6 +1,7 @@
 """What a model writes: against the network run anew for every token, against ``generate``, and after a kill."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_writing_ends_at_a_stop_word_and_text_before_it(micro, tmp_path):
     assert found.text(stopped, ("nowhere to be found",)) == micro.tokenizer.decode(stopped.tokens)
 
 
+def test_each_prompt_may_have_a_limit_of_its_own(micro, tmp_path):
+    full = writer(micro, tmp_path).write(prompts(micro, TEXTS), GREEDY, "test")
+    asked = [replace(prompt, most=most) for prompt, most in zip(prompts(micro, TEXTS), (1, 3, 8, 99), strict=True)]
+    short = writer(micro, tmp_path).write(asked, GREEDY, "test")
+    assert [answer.tokens for answer in short] == [
+        full[0].tokens[:1],
+        full[1].tokens[:3],
+        *(a.tokens for a in full[2:]),
+    ]
+    long = Prompt("long", list(range(500)), most=12)
+    assert len(writer(micro, tmp_path).write([long], Sampling(400), "test")[0].tokens) == 12
+
+
 def test_writing_ends_with_the_end_token(micro, tmp_path, monkeypatch):
     full = writer(micro, tmp_path).write(prompts(micro, TEXTS), GREEDY, "test")
     monkeypatch.setattr(micro.model.generation_config, "eos_token_id", [full[0].tokens[3], full[1].tokens[1]])
@@ -143,8 +157,6 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(micro, tmp_path, monkeypa
     assert done and again and not done & set(again)
     again.clear()
     assert found.write(asked, GREEDY, "test") == undisturbed and not again
-    found.forget()
-    assert not list((tmp_path / "b" / "journals").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from bitdistiller.analysis.verdict import Unit, printed
 
 COST_CHANGE = 0.1
 _UNITS: dict[str, Unit] = {"perplexity": "times", "bits_per_byte": "times", "kl": "nats"}
-_SHARES = ("acc", "acc_norm", "exact_match_strict", "exact_match_flexible", "pass_at_1")  # of items that are right
+_OF_DOCUMENTS = ("perplexity", "bits_per_byte", "kl", "agreement", "acc_by_size")  # sums over weights
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _scores(run: str, before: RunSnapshot, after: RunSnapshot) -> list[ScoreDiff
 def _panels(before: RunSnapshot, after: RunSnapshot, score: ScoreExcerpt) -> tuple[Panel, Panel] | None:
     """Per-item results behind a score on both sides; None if they are not of the same items and tokens."""
     metric = PERPLEXITY_ITEMS if score.metric == "perplexity" else score.metric
-    if score.metric not in (*_SHARES, "perplexity", "bits_per_byte", "kl", "agreement", "acc_by_size"):
+    if score.metric not in _OF_DOCUMENTS and not _is_share(score.metric):
         return None
     for side in (before, after):
         if side.items is None or not ((side.items["task"] == score.task) & (side.items["metric"] == metric)).any():
@@ -172,10 +172,14 @@ def _panels(before: RunSnapshot, after: RunSnapshot, score: ScoreExcerpt) -> tup
     return (a, b) if same and len(a.keys) > 1 else None
 
 
+def _is_share(metric: str) -> bool:
+    """Whether it is the share of items that are right."""
+    return metric in ("acc", "acc_norm") or metric.startswith(("exact_match_", "pass_at_"))
+
+
 def _paired(metric: str, before: Panel, after: Panel) -> tuple[Estimate, float]:
     """B minus A on the same items, and its p."""
-    single = set(np.unique([before.values, after.values])) <= {0.0, 1.0}  # else means over samples
-    if metric in _SHARES and single:
+    if _is_share(metric):
         return accuracy([after, before], [1, -1]), difference_p(after, before)
     if metric == "bits_per_byte":
         difference = log_ratio(after, before)
@@ -223,7 +227,7 @@ def _parameters(pairs: Sequence[tuple[str, RunSnapshot, RunSnapshot]]) -> list[C
 
 def _costs(pairs: Sequence[tuple[str, RunSnapshot, RunSnapshot]]) -> list[CostDifference]:
     costs = []
-    for stage in ("training", "scoring"):
+    for stage in ("training", "scoring", "reasoning"):
         both = [(a.costs[stage], b.costs[stage]) for _, a, b in pairs if stage in a.costs and stage in b.costs]
         if both:
             costs.append(CostDifference(stage, "seconds", *(_seconds(side) for side in zip(*both, strict=True))))

@@ -208,7 +208,10 @@ def log_ratio(first: Panel, second: Panel) -> Estimate:
 
 
 def apart(first: Estimate, second: Estimate) -> Estimate:
-    """The difference of two estimates from samples that have nothing in common, by Welch's degrees of freedom."""
+    """The difference of two estimates from samples without a common item, by Welch's degrees of freedom.
+
+    With several seeds the same trained copies stand behind both, and what they share is not taken into account.
+    """
     variances = [estimate.standard_error**2 for estimate in (first, second)]
     total = sum(variances)
     freedom = sum(v**2 / estimate.df for v, estimate in zip(variances, (first, second), strict=True))
@@ -327,8 +330,11 @@ def mcnemar(first: Panel, second: Panel) -> McNemar:
 
 
 def difference_p(first: Panel, second: Panel) -> float:
-    """Two-sided p that two conditions have the same accuracy: exact McNemar for single runs, else the t-test."""
-    if first.seeds == second.seeds == 1:
+    """Two-sided p that two conditions have the same accuracy: exact McNemar for single runs, else the t-test.
+
+    McNemar counts items as right or wrong; items that weigh more or less than 1, and means over samples, are neither.
+    """
+    if first.seeds == second.seeds == 1 and set(np.unique([first.values, second.values])) <= {0.0, 1.0}:
         return mcnemar(first, second).p
     return accuracy([first, second], [1, -1]).p_value()
 

@@ -34,7 +34,7 @@ from pydantic import Field, ValidationError, model_validator
 from bitdistiller.analysis.power import Design, Detectable
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, panel
 from bitdistiller.analysis.verdict import Claim, JudgedClaim, family_wise
-from bitdistiller.config import Params, Section, entry
+from bitdistiller.config import EvaluationParams, Params, Section, TaskParams, entry
 from bitdistiller.errors import UserError
 from bitdistiller.results import (
     Cost,
@@ -127,6 +127,14 @@ class Row(Record):
     seeds: int | None
 
 
+class ReasoningSummary(Record):
+    """How a run's scores on MMLU, GSM8K and HumanEval were made, and what that cost."""
+
+    parameters_used: dict
+    environment: Environment
+    cost: Cost
+
+
 class RunSummary(Record):
     """What the report needs of one run besides its scores: how it was made and what it cost."""
 
@@ -146,6 +154,7 @@ class RunSummary(Record):
     training: TrainingRecord | None
     weights: WeightSummary | None
     parameters_used: dict
+    reasoning: ReasoningSummary | None = None
 
 
 class StudyReport(Record):
@@ -332,9 +341,30 @@ def study_params(study: Study, params: Params) -> StudyParams:
             raise UserError(f"studies.{study.name} has no runs for {condition}")
         if unknown := [run for run in runs if run not in params.scored]:
             raise UserError(f"studies.{study.name} names {', '.join(unknown)}, not found in runs, baselines or ptq")
+    if chosen.reasoning:
+        _require_reasoning(study.name, chosen, params)
     for name in chosen.teachers:
         entry(params.data, f"data, which studies.{study.name}.teachers names,", name)
     return chosen
+
+
+def _require_reasoning(name: str, chosen: StudyParams, params: Params) -> None:
+    for run in (run for runs in chosen.conditions().values() for run in runs):
+        asked = params.reasoning.get(run)
+        if asked is None or None in (asked.mmlu, asked.gsm8k, asked.humaneval) or 1 not in asked.humaneval.k:
+            raise UserError(
+                f"studies.{name} reads MMLU, GSM8K and pass@1 on HumanEval of {run}; "
+                f"ask for all three in reasoning.{run}"
+            )
+
+
+def _evaluation(chosen: StudyParams, params: Params) -> EvaluationParams:
+    """What decides how small an effect a study can see; of benchmarks of reasoning, the one with the fewest items."""
+    if not chosen.reasoning:
+        return params.evaluation
+    runs = [params.reasoning[run] for runs in chosen.conditions().values() for run in runs]
+    smallest = min(min(57 * asked.mmlu.limit, asked.gsm8k.limit, asked.humaneval.limit) for asked in runs)
+    return params.evaluation.model_copy(update={"tasks": {"smallest": TaskParams(limit=smallest, shots=0)}})
 
 
 def load_results(chosen: StudyParams, results_dir: Path, published: Path) -> Results:
@@ -396,7 +426,7 @@ def run_study(name: str, params: Params, results_dir: Path) -> StudyReport:
         scale=params.scale,
         params=chosen.model_dump(mode="json"),
         chance=results.chance,
-        detectable=study.design.detectable(params.evaluation, chosen.perplexity),
+        detectable=study.design.detectable(_evaluation(chosen, params), chosen.perplexity),
         rows=_rows(study.table(results)),
         claims=family_wise([judge(claim, results) for claim in study.claims]),
         runs=_summaries(results),
@@ -442,7 +472,13 @@ def _summaries(results: Results) -> list[RunSummary]:
                     "parameters_used",
                 }
             )
+            more = results.runs[name].reasoning
+            made = more and ReasoningSummary.model_validate(
+                more.model_dump(include={"parameters_used", "environment", "cost"})
+            )
             summaries.append(
-                RunSummary(run=name, condition=condition, scoring=scores.cost, training=training, **shared)
+                RunSummary(
+                    run=name, condition=condition, scoring=scores.cost, training=training, reasoning=made, **shared
+                )
             )
     return summaries

@@ -33,11 +33,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be continued. ``key`` names it among all prompts; writing ends after any of the ``stop`` words."""
+    """What is to be continued.
+
+    ``key`` names it among all prompts; writing ends after any of the ``stop`` words, and after ``most`` tokens where
+    that is less than the sampling allows.
+    """
 
     key: str
     tokens: list[int]
     stop: tuple[str, ...] = ()
+    most: int | None = None
+
+    def limit(self, sampling: Sampling) -> int:
+        """Tokens to write at most."""
+        return sampling.max_new_tokens if self.most is None else min(self.most, sampling.max_new_tokens)
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ def decode(
         for index, token in zip(active, chosen.tolist(), strict=True):
             written[index].append(token)
             ended[index] = token in ends or _stops(tokenizer, written[index], prompts[index].stop)
-        stay = [place for place, index in enumerate(active) if not ended[index]]
+        more = [not ended[index] and step + 1 < prompts[index].limit(sampling) for index in active]
+        stay = [place for place, goes_on in enumerate(more) if goes_on]
         if not stay:
             break
         if len(stay) < len(active):

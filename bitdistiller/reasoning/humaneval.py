@@ -15,6 +15,7 @@ from bitdistiller.evaluate.tasks import subset
 from bitdistiller.reasoning.answers import Answer, item_rows, share_score
 from bitdistiller.reasoning.decoding import Prompt, Sampling
 from bitdistiller.reasoning.gold import bits_per_byte
+from bitdistiller.reasoning.prompts import chat_tokens
 from bitdistiller.reasoning.writing import Writer
 from bitdistiller.results import Score
 from bitdistiller.sandbox import require_isolation, run_many
@@ -76,5 +77,4 @@ def _tokens(writer: Writer, problem: Problem, instruction: bool) -> list[int]:
         return writer.tokenizer(problem.prompt.rstrip())["input_ids"]
     if writer.tokenizer.chat_template is None:
         raise UserError("humaneval: this tokenizer has no chat template; set style to completion")
-    message = {"role": "user", "content": _REQUEST.format(problem.prompt.rstrip())}
-    return writer.tokenizer.apply_chat_template([message], add_generation_prompt=True)["input_ids"]
+    return chat_tokens(writer.tokenizer, _REQUEST.format(problem.prompt.rstrip()))

@@ -33,30 +33,27 @@ from bitdistiller.models import LoadedModel, require_context
 from bitdistiller.provenance import weights_sha256
 from bitdistiller.reasoning.contamination import leaks, scored_texts
 from bitdistiller.reasoning.decoding import Prompt, Sampling
-from bitdistiller.reasoning.prompts import SOURCES, Instruction, instruction_provenance, instructions
-from bitdistiller.reasoning.writing import Writer
+from bitdistiller.reasoning.prompts import SOURCES, Instruction, chat_tokens, instruction_provenance, instructions
+from bitdistiller.reasoning.writing import Writer, unfinished
 from bitdistiller.sandbox.humaneval import code_of
-
-_DATE = "26 Jul 2024"  # the templates of Llama 3 state today's date unless told one; a text may not depend on the day
 
 Write = Callable[[LoadedModel, list[list[int]]], list[list[int]]]
 
 
 def answer_instructions(params: InstructionTextParams, source: LoadedModel, path: Path) -> dict:
-    """``make_instruction_text`` with the answers that ``source`` writes itself; an interrupted call goes on."""
-    journals = path.with_suffix(".unfinished")
+    """``make_instruction_text`` with the answers that ``source`` writes itself; an interrupted call goes on.
+
+    The journals in ``unfinished(path)`` may be deleted when the record is kept.
+    """
     model = source.model.to(device())
-    writer = Writer(model, source.tokenizer, params.batch_tokens, journals, weights_sha256(model))
+    writer = Writer(model, source.tokenizer, params.batch_tokens, unfinished(path), weights_sha256(model))
 
     def write(_: LoadedModel, prompts: list[list[int]]) -> list[list[int]]:
-        longest = params.length - min(map(len, prompts))
-        sampling = Sampling(longest, params.temperature, params.top_p, params.seed)
-        asked = [Prompt(str(index), prompt) for index, prompt in enumerate(prompts)]
+        sampling = Sampling(params.length, params.temperature, params.top_p, params.seed)
+        asked = [Prompt(str(i), prompt, most=params.length - len(prompt)) for i, prompt in enumerate(prompts)]
         return [answer.tokens for answer in writer.write(asked, sampling, "answers")]
 
-    record = make_instruction_text(params, source, path, write)
-    writer.forget()
-    return record
+    return make_instruction_text(params, source, path, write)
 
 
 def make_instruction_text(params: InstructionTextParams, source: LoadedModel, path: Path, write: Write) -> dict:
@@ -109,8 +106,7 @@ def make_instruction_text(params: InstructionTextParams, source: LoadedModel, pa
 def prompt_tokens(tokenizer, instruction: str) -> list[int]:
     """Token ids after which a model answers ``instruction``: its chat template, or question and answer."""
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": instruction}]
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, date_string=_DATE)
+        return chat_tokens(tokenizer, instruction)
     return [tokenizer.eos_token_id, *encode(tokenizer, [f"Question: {instruction}\nAnswer:"])[0]]
 
 

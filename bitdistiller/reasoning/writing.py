@@ -11,7 +11,7 @@ A beginning that all prompts share (few-shot examples) is computed once and atte
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -51,8 +51,8 @@ class Writer:
         journal = self.journals / f"{description}-{self._fingerprint(prompts, sampling)}.jsonl"
         done = _read(journal)
         shared = shared_length([prompt.tokens for prompt in prompts]) if supports_prefix(self.model) else 0
-        own = [Prompt(prompt.key, prompt.tokens[shared:], prompt.stop) for prompt in prompts]
-        parts = batches([len(prompt.tokens) + sampling.max_new_tokens for prompt in own], self.batch_tokens)
+        own = [replace(prompt, tokens=prompt.tokens[shared:]) for prompt in prompts]
+        parts = batches([len(prompt.tokens) + prompt.limit(sampling) for prompt in own], self.batch_tokens)
         left = [part for part in parts if not all(own[index].key in done for index in part)]
         progress = tqdm(total=len(prompts), initial=len(done), desc=description, unit="answer", disable=None)
         with progress, inference(self.model), shared_prefix(self.model, prompts[0].tokens[:shared]) as prefix:
@@ -68,25 +68,26 @@ class Writer:
         text = self.tokenizer.decode(written.tokens, skip_special_tokens=True)
         return text[: min([text.find(word) for word in stop if word in text], default=len(text))]
 
-    def forget(self) -> None:
-        """Delete the journals, when what they hold is kept elsewhere."""
-        for journal in self.journals.glob("*.jsonl"):
-            journal.unlink()
-
     def _refuse(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         if len({prompt.key for prompt in prompts}) < len(prompts):
             raise UserError("two prompts share a key; every prompt needs one of its own")
         context = getattr(self.model.config, "max_position_embeddings", None)
-        longest = max(len(prompt.tokens) for prompt in prompts)
-        if context is not None and longest + sampling.max_new_tokens > context:
+        longest = max(prompts, key=lambda prompt: len(prompt.tokens) + prompt.limit(sampling))
+        size, limit = len(longest.tokens), longest.limit(sampling)
+        if context is not None and size + limit > context:
             raise UserError(
-                f"a prompt of {longest} tokens and {sampling.max_new_tokens} to write do not fit the model's context "
+                f"a prompt of {size} tokens and {limit} to write do not fit the model's context "
                 f"of {context}; lower max_new_tokens or the examples"
             )
 
     def _fingerprint(self, prompts: Sequence[Prompt], sampling: Sampling) -> str:
         identity = [self.identity, self.batch_tokens, asdict(sampling), [asdict(prompt) for prompt in prompts]]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+
+
+def unfinished(path: Path) -> Path:
+    """Folder of the journals of what is going to be ``path``; it may be deleted when that is complete."""
+    return path.with_suffix(".unfinished")
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -114,7 +115,10 @@ def _read(journal: Path) -> dict[str, Written]:
         return {}
     lines = journal.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]  # a kill may cut the last one short
-    journal.write_text("".join(whole))
+    if len(whole) < len(lines):
+        staging = journal.with_suffix(".tmp")
+        staging.write_text("".join(whole))
+        staging.replace(journal)
     return {entry["key"]: Written(**entry) for entry in map(json.loads, whole)}
 
 

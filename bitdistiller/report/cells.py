@@ -41,14 +41,14 @@ BENCHMARKS = {
     ("gsm8k", "exact_match_flexible"): "GSM8K, %",
     ("gsm8k", "exact_match_strict"): "GSM8K, strict, %",
     ("humaneval", "pass_at_1"): "HumanEval pass@1, %",
-    ("humaneval", "pass_at_10"): "HumanEval pass@10, %",
+    **{("humaneval", f"pass_at_{k}"): f"HumanEval pass@{k}, %" for k in range(2, 201)},  # of at most 200 samples
     ("gsm8k", "bits_per_byte"): "GSM8K solutions, bits a byte",
     ("humaneval", "bits_per_byte"): "HumanEval solutions, bits a byte",
 }
 PERCENT = ("acc", "agreement", "flips", "zeros", "exact_match", "pass_at")
 LOWER_IS_BETTER = {"perplexity": True, "kl": True, "flips": True, "acc": False, "agreement": False}
 LOWER_IS_BETTER |= {"retention": False, "retention_above_chance": False, "acc_by_size": False, "bits_per_byte": True}
-LOWER_IS_BETTER |= dict.fromkeys(("exact_match_flexible", "exact_match_strict", "pass_at_1", "pass_at_10"), False)
+LOWER_IS_BETTER |= {metric: False for _, metric in BENCHMARKS if metric != "bits_per_byte"}
 INTERVALS = "with 95 % intervals"  # in a title; LaTeX tables have standard errors instead
 HEADING_SIGNS = 12  # in a line of a LaTeX heading
 ERROR_SUFFIX = " (standard error)"  # of the columns that CSV adds

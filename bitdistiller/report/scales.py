@@ -22,6 +22,7 @@ _STAGES = {  # by section of the parameters
     "baselines": ("baseline",),
     "ptq": ("ptq",),
     "peers": ("peer", "peer_scores"),
+    "reasoning": ("reason",),
 }
 
 

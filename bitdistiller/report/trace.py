@@ -138,6 +138,9 @@ def _trace_run(run: RunSummary, scale: Scale) -> Iterator[str]:
     original = f"; its original {run.original_sha256}" if run.original_sha256 else ""
     yield f"  weights {run.model_sha256}{original} (SHA-256 of what was scored)"
     yield f"  on      {_flat({name: data['sha256'] for name, data in run.data.items()})} (SHA-256)"
+    if run.reasoning is not None:
+        yield f"  reason  {_circumstances(run.reasoning.environment, run.reasoning.cost)}"
+        yield f"  with    {_flat(run.reasoning.parameters_used['reasoning'])}"
     yield from _locked(run, scale)
     folder = "" if scale.folder == "." else f"cd {scale.folder} && "
     yield f"  again   {folder}bitdistiller reproduce {' '.join(scale.stages(run.run))}"
