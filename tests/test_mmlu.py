@@ -219,8 +219,3 @@ def test_questions_that_do_not_fit_keep_their_end_and_are_counted(micro, capsys,
         if logits.topk(2).values.diff().abs() > 0.05:
             assert logits.argmax() == found[item]
     assert 0 < cut < 6 and f"mmlu: {cut} of 6 prompts exceed the model's context of 88" in capsys.readouterr().err
-
-
-def test_a_single_item_a_subject_is_refused(micro):
-    with pytest.raises(UserError, match="task mmlu_anatomy: a single item has no standard error"):
-        score_mmlu(*micro, MmluParams(limit=1, shots=0), 2048, 0, ("anatomy",))
