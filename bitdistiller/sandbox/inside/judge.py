@@ -123,8 +123,9 @@ class Judge:
         """
         try:
             self._nothing_unasked()
-            self.child.line.send(message)
-            reply = _read_reply(self.child.line.receive())
+            number = os.urandom(8).hex()  # which whoever replies without having been asked does not know
+            self.child.line.send([number, message])
+            reply = _read_reply(self.child.line.receive(), number)
         except MalformedError as error:
             self.finish("forged", f"the program sent something that is not the result of a call: {error}")
         except TooLongError as error:
@@ -236,11 +237,13 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _read_reply(message: object) -> object:
+def _read_reply(message: object, number: str) -> object:
     match message:
-        case {"value": value, **rest} if not rest:
+        case {"to": to} if to != number:
+            raise MalformedError("a reply to no call")
+        case {"to": _, "value": value, **rest} if not rest:
             return decode(value)
-        case {"raised": [str() as kind, str() as text, int() | None as line], **rest} if not rest:
+        case {"to": _, "raised": [str() as kind, str() as text, int() | None as line], **rest} if not rest:
             return _Raised(kind, text, line)
     raise MalformedError("neither a value nor an exception")
 

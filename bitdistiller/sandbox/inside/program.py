@@ -29,12 +29,15 @@ def main(requests: int, replies: int, output: int, limits: dict, address_bytes: 
     sys.modules[NAME] = sys.modules["__main__"] = module
     sys.argv = [""]
     random.seed(0)
-    source = line.receive(None)
-    line.send(_attempt(lambda: exec(compile(source, f"{NAME}.py", "exec", dont_inherit=True), module.__dict__)))
+    number, source = line.receive(None)
+    begun = _attempt(lambda: exec(compile(source, f"{NAME}.py", "exec", dont_inherit=True), module.__dict__))
+    line.send({"to": number} | begun)
     with suppress(EOFError):
-        while call := line.receive(None):
-            line.send(_attempt(partial(_call, module, *call)))
-        line.send(_attempt(lambda: None))
+        while True:
+            number, call = line.receive(None)
+            line.send({"to": number} | _attempt(partial(_call, module, *call) if call else lambda: None))
+            if call is None:
+                break
     os._exit(0)
 
 
