@@ -123,13 +123,15 @@ def text(
         source = load_model(section.generator)
     if name in loaded.instruction_text:
         from bitdistiller.reasoning.instruction_text import answer_instructions
+        from bitdistiller.reasoning.writing import unfinished
 
         record = answer_instructions(section, source, path)
     else:
         record = make_text(section, source, path)
     record |= {"environment": environment().model_dump(), "cost": watch.cost().model_dump()}
     _write_json(record, RESULTS / "text" / f"{name}.json")
-    shutil.rmtree(path.with_suffix(".unfinished"), ignore_errors=True)
+    if name in loaded.instruction_text:
+        shutil.rmtree(unfinished(path), ignore_errors=True)
 
 
 @app.command()

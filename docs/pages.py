@@ -17,7 +17,8 @@ from mkdocs.structure.files import File, Files
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from bitdistiller.analysis.study import Study, StudyReport, load_study, study_names
+from bitdistiller.analysis.record import StudyReport
+from bitdistiller.analysis.study import Study, load_study, study_names
 from bitdistiller.analysis.verdict import Claim, JudgedClaim
 from bitdistiller.cli import app
 from bitdistiller.config import Params

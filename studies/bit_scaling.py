@@ -34,9 +34,10 @@ from pydantic import model_validator
 
 from bitdistiller.analysis.power import Design, needed_for_error
 from bitdistiller.analysis.published import BITDISTILLER, CHANCE, FOLLOW_UP, chance_of, read_published
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.analysis.rows import MEAN, frame, measured_rows, published_rows
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, accuracy, difference_p, log_perplexity, retention
-from bitdistiller.analysis.study import Results, Runs, StudyParams, StudyReport
+from bitdistiller.analysis.study import Results, Runs, StudyParams
 from bitdistiller.analysis.verdict import (
     Claim,
     Finding,

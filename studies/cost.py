@@ -17,9 +17,10 @@ import pandas as pd
 from bitdistiller.analysis.compare import Quantity, above, all_of
 from bitdistiller.analysis.power import Design
 from bitdistiller.analysis.published import BITDISTILLER, read_published
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.analysis.rows import frame, measured_rows
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, log_perplexity
-from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
+from bitdistiller.analysis.study import ComparedRuns, Results
 from bitdistiller.analysis.verdict import Claim, Finding, undefined
 
 if TYPE_CHECKING:

@@ -41,9 +41,10 @@ from bitdistiller.analysis.compare import (
 )
 from bitdistiller.analysis.power import Design
 from bitdistiller.analysis.published import BITDISTILLER, FOLLOW_UP
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.analysis.rows import comparison_table
 from bitdistiller.analysis.stats import Estimate
-from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
+from bitdistiller.analysis.study import ComparedRuns, Results
 from bitdistiller.analysis.verdict import Claim, Finding, undefined
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from bitdistiller.analysis.compare import all_of, beside, lower_perplexity, perplexity_ratio, perplexity_ratio_at_least
 from bitdistiller.analysis.power import Design
 from bitdistiller.analysis.published import FOLLOW_UP, read_published
-from bitdistiller.analysis.study import ComparedRuns, StudyReport
+from bitdistiller.analysis.record import StudyReport
+from bitdistiller.analysis.study import ComparedRuns
 from bitdistiller.analysis.verdict import Claim, PublishedNumber
 
 if TYPE_CHECKING:

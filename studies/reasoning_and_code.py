@@ -25,9 +25,10 @@ import pandas as pd
 from bitdistiller.analysis.compare import Measure, Quantity, above, all_of, below
 from bitdistiller.analysis.power import Design
 from bitdistiller.analysis.published import BITDISTILLER, read_published
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.analysis.rows import estimate_row, frame, measured_rows
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, accuracy, apart, difference_p, log_ratio, per_token, wilson
-from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
+from bitdistiller.analysis.study import ComparedRuns, Results
 from bitdistiller.analysis.verdict import Claim, Finding, PublishedNumber, undefined
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ SOURCE = f"{BITDISTILLER}, its main table (MMLU) and its table of reasoning (GSM
 TABLE, MAIN_TABLE = "bitdistiller_reasoning.csv", "bitdistiller_llama2.csv"
 
 FULL, OURS, ROUNDED = "full precision", "BitDistiller", "RTN"
+METHODS = (OURS, ROUNDED)
 BITS = "bits_per_byte"
 SCORES = {"mmlu": "acc", "gsm8k": "exact_match_flexible", "humaneval": "pass_at_1"}
 SOLUTIONS = ("gsm8k", "humaneval")
@@ -165,7 +167,7 @@ def _scores(folder: Path) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
 
 def _printed(folder: Path) -> Iterator[dict]:
     for file, task, model, lines in _scores(folder):
-        for line in lines.to_dict("records"):
+        for line in lines[lines["method"].isin(METHODS) | (lines["bits"] == "16")].to_dict("records"):
             condition = FULL if line["bits"] == "16" else label(line["method"], int(line["bits"]))
             common = {"kind": "published", "source": file, "model": model, "condition": condition}
             yield common | {"task": task, "metric": SCORES[task], "value": line["score"] / 100}

@@ -17,8 +17,9 @@ from pydantic import model_validator
 from bitdistiller.analysis.compare import all_of, lower_perplexity
 from bitdistiller.analysis.power import Design
 from bitdistiller.analysis.published import BITDISTILLER
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.analysis.rows import frame, measured_rows
-from bitdistiller.analysis.study import ComparedRuns, Results, StudyReport
+from bitdistiller.analysis.study import ComparedRuns, Results
 from bitdistiller.analysis.verdict import Claim, Verdict, undefined, verdict
 
 if TYPE_CHECKING:

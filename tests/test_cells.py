@@ -5,7 +5,7 @@ import io
 import pandas as pd
 import pytest
 
-from bitdistiller.analysis.study import Row
+from bitdistiller.analysis.record import Row
 from bitdistiller.report.cells import EMPTY, Cell, Link, mark_best, to_csv, to_html, to_latex, to_markdown
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bitdistiller.analysis.study import StudyReport
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.config import load_params
 from bitdistiller.report.latex import escape
 from bitdistiller.report.variables import variables

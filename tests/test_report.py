@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from bitdistiller.analysis.study import StudyReport, run_study
+from bitdistiller.analysis.record import StudyReport
+from bitdistiller.analysis.study import run_study
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import load_params
 from bitdistiller.errors import UserError

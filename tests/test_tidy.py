@@ -5,7 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from bitdistiller.analysis.study import StudyReport, run_study
+from bitdistiller.analysis.record import StudyReport
+from bitdistiller.analysis.study import run_study
 from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report.tidy import COLUMNS, tidy, write_tidy

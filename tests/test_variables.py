@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitdistiller.analysis.study import StudyReport, run_study
+from bitdistiller.analysis.record import StudyReport
+from bitdistiller.analysis.study import run_study
 from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report.tables import number

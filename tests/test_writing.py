@@ -16,7 +16,7 @@ from bitdistiller.evaluate import likelihood
 from bitdistiller.models import LoadedModel, load_model
 from bitdistiller.reasoning import prefix, writing
 from bitdistiller.reasoning.decoding import Prompt, Sampling, choose, end_tokens
-from bitdistiller.reasoning.writing import Writer, batches, shared_length
+from bitdistiller.reasoning.writing import Writer, shared_length
 
 GREEDY = Sampling(max_new_tokens=8)
 EXAMPLES = "One of several examples that every prompt begins with, long enough to be worth sharing. " * 6
@@ -196,17 +196,6 @@ def test_the_shared_beginning_is_common_and_leaves_a_token(rows, common):
     while all(len(row) > longest + 1 for row in rows) and len({row[longest] for row in rows}) == 1:
         longest += 1
     assert found == (longest if longest >= 64 else 0)
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120))
-def test_batches_hold_everything_once_within_the_bound(lengths, bound):
-    found = list(batches(lengths, bound))
-    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    for batch in found:
-        longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or len(batch) * longest <= bound
-    longest = [max(lengths[index] for index in batch) for batch in found]
-    assert longest == sorted(longest, reverse=True)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.integers(0, 9), st.integers(0, 2**31))

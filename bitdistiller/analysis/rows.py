@@ -11,6 +11,7 @@ from math import exp
 import pandas as pd
 
 from bitdistiller.analysis.published import CHANCE, chance_of
+from bitdistiller.analysis.record import Row
 from bitdistiller.analysis.stats import (
     PERPLEXITY_ITEMS,
     Estimate,
@@ -20,7 +21,7 @@ from bitdistiller.analysis.stats import (
     per_token,
     retention,
 )
-from bitdistiller.analysis.study import Results, Row
+from bitdistiller.analysis.study import Results
 
 MEAN = "mean"
 WEIGHTS = "weights"  # the task of what is measured on weights

@@ -10,7 +10,7 @@ A beginning that all prompts share (few-shot examples) is computed once and atte
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitdistiller.errors import UserError
-from bitdistiller.evaluate.likelihood import inference
+from bitdistiller.evaluate.likelihood import by_length, inference
 from bitdistiller.reasoning.decoding import Prompt, Sampling, Written, decode
 from bitdistiller.reasoning.prefix import shared_prefix, supports_prefix
 
@@ -52,7 +52,7 @@ class Writer:
         done = _read(journal)
         shared = shared_length([prompt.tokens for prompt in prompts]) if supports_prefix(self.model) else 0
         own = [replace(prompt, tokens=prompt.tokens[shared:]) for prompt in prompts]
-        parts = batches([len(prompt.tokens) + prompt.limit(sampling) for prompt in own], self.batch_tokens)
+        parts = by_length([len(prompt.tokens) + prompt.limit(sampling) for prompt in own], self.batch_tokens)
         left = [part for part in parts if not all(own[index].key in done for index in part)]
         progress = tqdm(total=len(prompts), initial=len(done), desc=description, unit="answer", disable=None)
         with progress, inference(self.model), shared_prefix(self.model, prompts[0].tokens[:shared]) as prefix:
@@ -88,15 +88,6 @@ class Writer:
 def unfinished(path: Path) -> Path:
     """Folder of the journals of what is going to be ``path``; it may be deleted when that is complete."""
     return path.with_suffix(".unfinished")
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of at most ``batch_tokens`` (sequences times the longest), longest first; one at least."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    while order:
-        size = max(1, batch_tokens // lengths[order[0]])
-        yield order[:size]
-        order = order[size:]
 
 
 def shared_length(sequences: Sequence[Sequence[int]]) -> int:

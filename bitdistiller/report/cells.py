@@ -13,7 +13,7 @@ from html import escape
 
 import pandas as pd
 
-from bitdistiller.analysis.study import Row
+from bitdistiller.analysis.record import Row
 from bitdistiller.analysis.verdict import digits
 from bitdistiller.report.latex import escape as escape_latex
 

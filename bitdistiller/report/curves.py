@@ -6,7 +6,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
-from bitdistiller.analysis.study import StudyReport
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.report.drawing import LOOK, MANY_POINTS, MARKERS, SERIES, Drawing, axes, far_apart, log_axis
 from bitdistiller.results import TrainingRecord
 

@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from bitdistiller.analysis.published import paper_of
-from bitdistiller.analysis.study import StudyReport
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.analysis.verdict import digits
 from bitdistiller.report.drawing import (
     COLUMN_INCHES,

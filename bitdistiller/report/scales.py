@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitdistiller.analysis.study import RunSummary, StudyReport
+from bitdistiller.analysis.record import RunSummary, StudyReport
 from bitdistiller.config import Params, load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report.tables import PAPER

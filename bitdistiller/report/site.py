@@ -23,7 +23,8 @@ from markupsafe import Markup
 from bitdistiller.analysis.audit import audit
 from bitdistiller.analysis.audit.record import GRADES
 from bitdistiller.analysis.audit.show import alarm_sentence
-from bitdistiller.analysis.study import Row, RunSummary, StudyReport, load_study, published_dir, studies_dir
+from bitdistiller.analysis.record import Row, RunSummary, StudyReport
+from bitdistiller.analysis.study import load_study, published_dir, studies_dir
 from bitdistiller.analysis.verdict import JudgedClaim
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import Params

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from bitdistiller.analysis.published import paper_of
+from bitdistiller.analysis.record import Row, StudyReport
 from bitdistiller.analysis.rows import MEAN
-from bitdistiller.analysis.study import Row, StudyReport
 from bitdistiller.analysis.verdict import JudgedClaim, PublishedNumber, format_effect
 from bitdistiller.report.cells import BENCHMARKS, EMPTY, INTERVALS, QUANTITIES, Cell, Link, mark_best, number, plain
 

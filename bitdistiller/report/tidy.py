@@ -20,9 +20,9 @@ from statistics import NormalDist
 
 import pandas as pd
 
+from bitdistiller.analysis.record import Row, RunSummary, StudyReport
 from bitdistiller.analysis.rows import MEAN, WEIGHTS
 from bitdistiller.analysis.stats import ALPHA
-from bitdistiller.analysis.study import Row, RunSummary, StudyReport
 from bitdistiller.errors import UserError
 
 COLUMNS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from bitdistiller.analysis.study import Row, RunSummary, StudyReport
+from bitdistiller.analysis.record import Row, RunSummary, StudyReport
 from bitdistiller.assets import sha256_file
 from bitdistiller.errors import UserError
 from bitdistiller.report import tables

@@ -23,8 +23,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
+from bitdistiller.analysis.record import Row, StudyReport
 from bitdistiller.analysis.rows import MEAN
-from bitdistiller.analysis.study import Row, StudyReport
 from bitdistiller.errors import UserError
 from bitdistiller.report.cells import number
 from bitdistiller.report.latex import escape

@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bitdistiller.analysis.study import StudyReport
+from bitdistiller.analysis.record import StudyReport
 from bitdistiller.report.drawing import COLUMN_INCHES, LOOK, MANY_POINTS, MARKERS, MUTED, SERIES, Drawing, axes
 from bitdistiller.results import Histogram, WeightSummary
 

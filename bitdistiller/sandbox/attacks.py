@@ -464,6 +464,11 @@ FORGERY = [
         import time
         time.sleep(0.2)
         return True""", tests="for _ in range(5):\n    assert attack() is True"),
+    _attack("replies in step without their number", "forged", """
+        import os
+        while True:
+            os.write(4, b'{"value": true}\\n')
+            os.read(3, 65536)""", tests="for _ in range(3):\n    assert attack() is True"),
     _attack("equal to everything", "failed", """
         class Equal:
             __eq__ = __ge__ = __le__ = __gt__ = __lt__ = lambda self, other: True
