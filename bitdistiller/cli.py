@@ -29,8 +29,16 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except Exception as error:
+        if "No space left on device" not in str(error):
+            raise
+        _fail("the disk is full; free some space and run the same command again: what is done is kept")
+
+
+def _fail(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _load(path: Path):
@@ -177,10 +185,17 @@ def train(
     """Train one student; after an interruption the same command resumes from the last checkpoint."""
     from bitdistiller.config import entry
     from bitdistiller.distill.trainer import train as train_run
+    from bitdistiller.training import processes
 
     loaded = _load(params)
     entry(loaded.runs, "runs", name)
-    train_run(name, loaded, ARTIFACTS).write(RESULTS / "runs" / name / "train.json")
+    if loaded.accelerate and not processes.launched():
+        processes.launch(params.parent / loaded.accelerate, ["train", name, "--params", str(params)])
+        return
+    with processes.joined():
+        record = train_run(name, loaded, ARTIFACTS)
+        if processes.is_main():
+            record.write(RESULTS / "runs" / name / "train.json")
 
 
 @app.command()

@@ -93,7 +93,9 @@ class RunParams(Section):
     times the cross-entropy of the data (``loss: ce`` is that alone). ``gamma``, CAKLD's weight of reverse KL, is a
     number or a way to measure it on the data set: the teacher's mean probability of the label or of its own favourite,
     over real tokens or with padding counted in. ``batch_tokens`` is one optimizer step, split into ``micro_batches``
-    passes.
+    passes; several processes share those out, so that their number changes nothing. ``activation_checkpointing``
+    computes activations anew in the backward pass instead of keeping them; ``sharding: full`` spreads weights,
+    gradients and optimizer over the processes.
     """
 
     quantizer: str
@@ -113,6 +115,8 @@ class RunParams(Section):
     validate_every: PositiveInt
     validation_text: TextNames
     validation_sequences: PositiveInt
+    activation_checkpointing: bool = False
+    sharding: Literal["none", "full"] = "none"
     seed: Seed
 
 
@@ -246,14 +250,16 @@ class InstructionTextParams(Section):
 class Params(Section):
     """A whole ``params.yaml``.
 
-    ``root`` and ``weights`` only tell DVC what stages depend on; ``defaults`` is a place for YAML anchors. The
-    generator of a ``student_text`` is an entry of ``quantizers``: a student before training.
+    ``root`` and ``weights`` only tell DVC what stages depend on. ``accelerate`` is a configuration of `accelerate
+    launch`, seen from the parameter file: training then runs in as many processes as it says. ``defaults`` is a place
+    for YAML anchors. The generator of a ``student_text`` is an entry of ``quantizers``: a student before training.
     """
 
     root: str
     weights: str
     scale: str
     threads: PositiveInt
+    accelerate: str | None = None
     defaults: dict = {}
     training_text: dict[str, TextParams]
     student_text: dict[str, TextParams]

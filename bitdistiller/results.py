@@ -215,7 +215,7 @@ class TrainingRecord(Record):
     """How one student was trained and what it cost. ``gamma`` is CAKLD's weight of reverse KL.
 
     ``tokens`` leaves padding out. ``resumed_at`` is the step of the checkpoint from which the last attempt went on;
-    above 0, ``cost`` covers the steps after it only.
+    above 0, ``cost`` covers the steps after it only. ``processes`` shared the work; ``cost`` is that of the first.
     """
 
     run: str
@@ -223,6 +223,7 @@ class TrainingRecord(Record):
     steps: int
     tokens: int
     resumed_at: int = 0
+    processes: int = 1
     gamma: float | None
     final_loss: float
     curve: list[CurvePoint]

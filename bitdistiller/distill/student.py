@@ -8,6 +8,7 @@ whenever it is loaded: training, evaluation and export see the same values.
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bitdistiller.config import Params, QuantizerParams
@@ -33,14 +34,18 @@ def quantize_student(model: PreTrainedModel, quantizer: QuantizerParams) -> int:
     return quantize_model(model, fmt, quantizer.estimator, quantizer.scales == "learned")
 
 
-def save_student(student: LoadedModel, folder: Path) -> None:
-    """Write latent weights as an ordinary checkpoint, learned scales beside it, and the tokenizer."""
+def save_student(student: LoadedModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Write latent weights as an ordinary checkpoint, learned scales beside it, and the tokenizer.
+
+    Args:
+        state: the model's state, whole, wherever its own tensors lie.
+    """
     learned = learned_tensors(student.model)
-    state = {name: tensor for name, tensor in student.model.state_dict().items() if name not in learned}
-    student.model.save_pretrained(folder, state_dict=state)
+    latent = {name: tensor for name, tensor in state.items() if name not in learned}
+    student.model.save_pretrained(folder, state_dict=latent)
     student.tokenizer.save_pretrained(folder)
     if learned:
-        save_file({name: tensor.contiguous() for name, tensor in learned.items()}, folder / SCALES_FILE)
+        save_file({name: state[name].contiguous() for name in learned}, folder / SCALES_FILE)
 
 
 def load_student(name: str, params: Params, artifacts: Path) -> LoadedModel:

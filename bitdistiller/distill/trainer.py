@@ -8,9 +8,12 @@ update is made: the last checkpoint is then still good, and the error names it.
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel, set_seed
 
 from bitdistiller.assets import sha256_file
@@ -26,7 +29,9 @@ from bitdistiller.errors import UserError
 from bitdistiller.models import LoadedModel
 from bitdistiller.provenance import Stopwatch, environment
 from bitdistiller.results import CurvePoint, TrainingRecord
-from bitdistiller.training import SafeTrainer, fingerprint, training_arguments
+from bitdistiller.training import processes
+from bitdistiller.training.sharding import shard
+from bitdistiller.training.trainer import SafeTrainer, fingerprint, training_arguments
 
 EXPLOSION = 10  # times the first loss
 EAGER_LENGTH = 512  # tokens
@@ -35,28 +40,28 @@ EAGER_LENGTH = 512  # tokens
 class DistillationTrainer(SafeTrainer):
     """SafeTrainer whose training loss compares with cached teacher states; evaluation is plain cross-entropy."""
 
-    def __init__(self, *args, teacher_head: torch.Tensor, objective: Objective, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.args.world_size * max(1, self.args.n_gpu) > 1:
-            raise UserError("a run uses one device: start it in one process, with CUDA_VISIBLE_DEVICES naming one GPU")
-        self.teacher_head, self.objective = teacher_head.to(self.args.device), objective
+    def __init__(self, model: PreTrainedModel, args, teacher_head: Tensor, objective: Objective, **kwargs):
+        if args.n_gpu > 1:
+            raise UserError(
+                "a process uses one GPU: name one in CUDA_VISIBLE_DEVICES, or start a process for each with the key "
+                "accelerate of params.yaml"
+            )
+        model.forward = _distilling(model, teacher_head.to(args.device), objective)
+        super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs, self._loss_shifts_labels = True, False
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "teacher_states" not in inputs:
             return super().compute_loss(model, inputs, return_outputs)
-        student = self.accelerator.unwrap_model(model)
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=has_bf16()):
-            output = student.base_model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            )
-        real = inputs["labels"] != IGNORED
-        labels = inputs["labels"][real]
-        head = student.get_output_embeddings().weight[: len(self.teacher_head)]  # all of it, unless vocabularies differ
-        hidden, teacher_hidden = output.last_hidden_state[real], inputs["teacher_states"][real]
-        total = chunked_loss(hidden, head, teacher_hidden, self.teacher_head, labels, self.objective)
-        self._refuse_divergence(total.item() / len(hidden))
-        return total / num_items_in_batch
+        total = model(**inputs)
+        self._refuse_divergence(total.item() / int((inputs["labels"] != IGNORED).sum()))
+        return total / num_items_in_batch * self.args.world_size  # gradients are averaged over processes
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Whole steps only: an epoch's last sequences, too few for one, wait for the next epoch."""
+        data = self.train_dataset if train_dataset is None else train_dataset
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return RandomSampler(data, num_samples=len(data) // step * step)
 
     def _refuse_divergence(self, loss: float) -> None:
         first = next((entry["loss"] for entry in self.state.log_history if "loss" in entry), loss)
@@ -71,8 +76,35 @@ class DistillationTrainer(SafeTrainer):
         )
 
 
+def _distilling(model: PreTrainedModel, teacher_head: Tensor, objective: Objective) -> Callable:
+    """A ``forward`` for ``model``: the summed loss where the teacher's states come along, and its own otherwise.
+
+    All of the loss is computed inside of the model's forward pass, as that is what wrappers that spread a model over
+    processes watch: weights that are read outside of it have no gradient there, or are half a matrix.
+    """
+    plain = model.forward
+
+    def forward(*args, teacher_states: Tensor | None = None, **inputs):
+        if teacher_states is None:
+            return plain(*args, **inputs)
+        device = teacher_states.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=has_bf16()):
+            output = model.base_model(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
+            )
+        real = inputs["labels"] != IGNORED
+        labels, teacher_hidden = inputs["labels"][real], teacher_states[real]
+        head = model.get_output_embeddings().weight[: len(teacher_head)]  # all of it, unless vocabularies differ
+        with torch.autocast(device, enabled=False):
+            return chunked_loss(output.last_hidden_state[real], head, teacher_hidden, teacher_head, labels, objective)
+
+    return forward
+
+
 def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
     """Train the student of run ``name`` from its clipping bounds and teacher cache; resumes from its last checkpoint.
+
+    One of several processes trains on its share of every step; what is written, the main one writes.
 
     The student's latent weights and tokenizer are written to ``artifacts/students/NAME``; its checkpoints, in
     ``artifacts/checkpoints/NAME``, are removed when that is done.
@@ -97,21 +129,19 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
         "threads": params.threads,
     }
     work = artifacts / "checkpoints" / name
-    code = [Path(__file__).parent, Path(__file__).parent.parent / "quant", Path(__file__).parent.parent / "training.py"]
-    trainer = _trainer(run, params, student, teacher, objective, work / fingerprint(identity, *code))
-    resume = trainer.last_checkpoint()
-    resumed_at = int(Path(resume).name.rpartition("-")[2]) if resume else 0
-    if resume:
-        print(f"{name}: resuming from {resume}")
-    trainer.train(resume_from_checkpoint=resume)
-    out = artifacts / "students" / name
-    save_student(student, out)
-    record = TrainingRecord(
+    trainer = _trainer(run, params, student, teacher, objective, work / _fingerprint(identity))
+    trainer.train()
+    state = trainer.full_state_dict()
+    if processes.is_main():
+        save_student(student, state, artifacts / "students" / name)
+        shutil.rmtree(work, ignore_errors=True)
+    return TrainingRecord(
         run=name,
         teacher=teacher.teacher,
         steps=trainer.state.global_step,
         tokens=trainer.state.num_input_tokens_seen,
-        resumed_at=resumed_at,
+        resumed_at=trainer.resumed_at,
+        processes=trainer.args.world_size,
         gamma=objective.gamma if run.loss == "cakld" else None,
         curve=_curve(trainer.state.log_history),
         final_loss=_final_loss(trainer.state.log_history),
@@ -119,8 +149,13 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
         environment=environment(),
         cost=watch.cost(),
     )
-    shutil.rmtree(work, ignore_errors=True)
-    return record
+
+
+def _fingerprint(identity: dict) -> str:
+    """Of what decides the student's weights; where they lie while they are trained, and what is kept, does not."""
+    run = {key: value for key, value in identity["run"].items() if key not in ("sharding", "activation_checkpointing")}
+    package = Path(__file__).parent.parent
+    return fingerprint(identity | {"run": run}, package / "distill", package / "quant", package / "training")
 
 
 def make_objective(run: RunParams, teacher: TeacherStates) -> Objective:
@@ -179,13 +214,14 @@ def _trainer(
             f"a step of {run.batch_tokens} tokens needs {rows * run.micro_batches} sequences and data set {run.data} "
             f"has {len(teacher.input_ids)}; lower batch_tokens or make more sequences"
         )
+    passes = _passes(run)
     held_out = packed_blocks(student.tokenizer, load_text(run.validation_text, "validation"), length)
     set_seed(run.seed)
     arguments = training_arguments(
         work,
         per_device_train_batch_size=rows,
         per_device_eval_batch_size=rows,
-        gradient_accumulation_steps=run.micro_batches,
+        gradient_accumulation_steps=passes,
         max_steps=run.steps,
         learning_rate=run.learning_rate,
         warmup_steps=run.warmup_steps,
@@ -203,10 +239,15 @@ def _trainer(
         logging_nan_inf_filter=False,
         prediction_loss_only=True,
         include_num_input_tokens_seen="non_padding",
+        activation_checkpointing=run.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": run.sharding == "full"}},
         seed=run.seed,
     )
     student.model.config.use_cache = False
     choose_attention(student.model, length)
+    if run.sharding == "full":
+        shard(student.model)
     return DistillationTrainer(
         model=student.model,
         args=arguments,
@@ -215,6 +256,17 @@ def _trainer(
         teacher_head=teacher.head,
         objective=objective,
     )
+
+
+def _passes(run: RunParams) -> int:
+    """Forward passes of each process in one step."""
+    passes, left = divmod(run.micro_batches, processes.count())
+    if left:
+        raise UserError(
+            f"micro_batches = {run.micro_batches} cannot be shared out among {processes.count()} processes; make it a "
+            "multiple of their number (num_processes in the file that accelerate names in params.yaml)"
+        )
+    return passes
 
 
 def _curve(history: list[dict]) -> list[CurvePoint]:

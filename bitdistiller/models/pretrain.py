@@ -20,7 +20,7 @@ from bitdistiller.data.blocks import BlockDataset, packed_blocks
 from bitdistiller.data.text import load_text, text_provenance
 from bitdistiller.errors import UserError
 from bitdistiller.models.micro import MICRO_MODELS, VOCABULARY, train_tokenizer
-from bitdistiller.training import SafeTrainer, fingerprint, training_arguments
+from bitdistiller.training.trainer import SafeTrainer, fingerprint, training_arguments
 
 
 class PretrainParams(Section):
@@ -106,7 +106,7 @@ def pretrain(name: str, file: PretrainFile, artifacts: Path) -> dict:
     blocks = {split: packed_blocks(tokenizer, docs, params.block_length) for split, docs in documents.items()}
     model = LlamaForCausalLM(MICRO_MODELS[name].config())
     trainer = _trainer(name, params, own, model, blocks, work_dir / identity)
-    trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
+    trainer.train()
 
     model.to(torch.float16).save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
