@@ -13,7 +13,8 @@ from statistics import mean
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from bitdistiller.config import Params
@@ -21,7 +22,14 @@ from bitdistiller.data.generate import TrainingSequence, make_text, padded, read
 from bitdistiller.distill.clipping import apply_clipping, search_model
 from bitdistiller.distill.losses import cakld
 from bitdistiller.distill.student import load_student, prepare_student
-from bitdistiller.distill.teacher import IGNORED, confidence, last_hidden_states, next_tokens, read_teacher
+from bitdistiller.distill.teacher import (
+    IGNORED,
+    confidence,
+    last_hidden_states,
+    next_tokens,
+    read_teacher,
+    write_states,
+)
 from bitdistiller.distill.trainer import _trainer, make_objective, train
 from bitdistiller.errors import UserError
 from bitdistiller.models import load_model
@@ -116,7 +124,7 @@ def test_confidence_is_measured_in_four_ways(tiny_model):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(2, 30, (length,), generator=generator).tolist() for length in (8, 5, 3)]
     ids, mask = padded(rows, pad=1, length=8)
-    states = last_hidden_states(model, ids, mask, torch.float32)
+    states = last_hidden_states(model, ids, mask).float()
     label, largest = {True: [], False: []}, {True: [], False: []}  # by whether the position predicts a real token
     for row, attention in zip(ids, mask, strict=True):
         with torch.no_grad():
@@ -133,6 +141,47 @@ def test_confidence_is_measured_in_four_ways(tiny_model):
     }
     found = confidence(states, model.get_output_embeddings().weight, ids, mask)
     assert found == pytest.approx(expected, rel=0.03)  # the states are computed under bf16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_are_an_ordinary_file_that_a_killed_call_goes_on_with(tiny_model, tmp_path, monkeypatch, dtype):
+    model = load_model(str(tiny_model)).model
+    ids = torch.randint(2, 30, (7, 16), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    monkeypatch.setattr("bitdistiller.distill.teacher._BATCH_TOKENS", 32)  # batches of two sequences
+    parts = [last_hidden_states(model, ids[start : start + 2], mask[start : start + 2]) for start in (0, 2, 4, 6)]
+    save_file({"states": torch.cat(parts).to(dtype)}, tmp_path / "expected")
+    write_states(model, ids, mask, dtype, tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    assert whole == (tmp_path / "expected").read_bytes()
+    seen = []
+
+    def counting(network, rows, real):
+        seen.append(len(rows))
+        return last_hidden_states(network, rows, real)
+
+    monkeypatch.setattr("bitdistiller.distill.teacher.last_hidden_states", counting)
+    for kept, batches in ((0, 4), (30, 4), (len(whole) // 2, 3), (len(whole) - 1, 1), (len(whole), 1)):
+        (tmp_path / "killed").write_bytes(whole[:kept])
+        seen.clear()
+        write_states(model, ids, mask, dtype, tmp_path / "killed")
+        assert (tmp_path / "killed").read_bytes() == whole and len(seen) == batches, kept
+
+
+def test_confidence_of_a_file_is_that_of_the_tensor(tiny_model, tmp_path, monkeypatch):
+    """Whatever the number of tokens whose logits are held at a time."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 30, (70, 9), generator=generator)
+    states, head = torch.randn(70, 9, 4, generator=generator), torch.randn(30, 4, generator=generator)
+    mask = torch.rand(70, 9, generator=generator) > 0.3
+    mask[:, :2] = True
+    save_file({"states": states}, tmp_path / "states")
+    whole = confidence(states, head, ids, mask)
+    with safe_open(tmp_path / "states", framework="pt") as file:
+        assert confidence(file.get_slice("states"), head, ids, mask) == whole
+        for chunk in (1, 64 * 8, 70 * 8):
+            monkeypatch.setattr("bitdistiller.distill.teacher._CHUNK", chunk)
+            assert confidence(file.get_slice("states"), head, ids, mask) == pytest.approx(whole)
 
 
 def test_clipping_leaves_queries_and_keys_alone(tiny_model, tiny_text, world):

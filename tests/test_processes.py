@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,7 +174,9 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_sentence(scale):
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_a_killed_process_ends_the_run_and_the_command_goes_on(scale, sharding):
-    whole, killed = scale("whole", steps=40), scale("killed", steps=40, sharding=sharding)
+    """And ends with the very weights of two processes that nobody killed."""
+    whole, killed = (scale(name, steps=40, sharding=sharding) for name in ("whole", "killed"))
+    spread(whole, 2)
     spread(killed, 2)
     process = start(killed)
     wait_for(killed, 4, process)
@@ -185,8 +188,8 @@ def test_a_killed_process_ends_the_run_and_the_command_goes_on(scale, sharding):
     assert "SIGKILL" in sentence and "goes on from the last checkpoint" in sentence
     assert not children(process.pid)
     assert run(killed)["resumed_at"] >= 4
-    here(whole)
-    same_weights(killed, whole, tolerance=1e-5)
+    run(whole)
+    same_weights(killed, whole)
 
 
 def children(pid: int) -> list[int]:
@@ -259,3 +262,30 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on(scale):
     assert "resuming from" in done.stdout
     here(whole)
     same_weights(full, whole)
+
+
+@pytest.mark.slow
+def test_two_machines_train_together(scale):
+    """Two launchers that meet over a port, as on two machines, each with one process."""
+    alone, together = scale("alone"), scale("together")
+    configuration = yaml.safe_load(CONFIGURATION.with_name("machines-2.yaml").read_text())
+    port = free_port()
+    configuration |= {"num_processes": 2, "use_cpu": True, "main_process_port": port, "gpu_ids": None}
+    (together / "machines.yaml").write_text(yaml.safe_dump(configuration))
+    launch = ["accelerate", "launch", "--config_file", "machines.yaml", "--main_process_ip", "127.0.0.1"]
+    machines = [
+        subprocess.Popen([*launch, "--machine_rank", str(rank), *COMMAND[1:]], cwd=together, stderr=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    errors = [machine.communicate(timeout=120)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    record = json.loads((together / "results" / "runs" / "student" / "train.json").read_text())
+    assert record["processes"] == 2
+    same_curves(record, here(alone))
+    same_weights(together, alone, tolerance=1e-5)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

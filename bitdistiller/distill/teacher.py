@@ -4,9 +4,14 @@ A frozen teacher answers the same for the same sequence every time, so asking it
 waste. Its logits would be large (49,152 numbers a token); the last hidden state they are made from is small (2 bytes x
 hidden size) and exact, because in bf16 mixed precision the head reads it in bf16 anyway. One matrix product gives the
 logits back.
+
+For a large teacher that file is larger than memory, and takes hours: states go to disk batch by batch, and a call that
+was killed goes on where the file ends.
 """
 
+import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from bitdistiller.assets import sha256_file
 from bitdistiller.data.generate import padded, read_sequences
@@ -27,6 +33,7 @@ from bitdistiller.results import TeacherRecord
 
 IGNORED = -100  # label of a position that has nothing to predict
 _CHUNK = 512  # tokens whose logits are held at a time
+_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -88,11 +95,14 @@ def cache_teacher(name: str, length: int, text: Path, folder: Path) -> TeacherRe
     pad = teacher.tokenizer.pad_token_id
     ids, mask = padded(rows, pad, length)
     dtype = torch.bfloat16 if has_bf16() else torch.float32
-    states = last_hidden_states(teacher.model, ids, mask, dtype)
     head = teacher.model.get_output_embeddings().weight.detach().to("cpu", dtype)
-    gammas = confidence(states, head, ids, mask)
+    identity = hashlib.sha256(f"{name} {sha256_file(text)} {length} {dtype}".encode()).hexdigest()[:12]
+    unfinished = folder.with_suffix(f".{identity}.partial")
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"states": states}, folder / "states.safetensors")
+    write_states(teacher.model, ids, mask, dtype, unfinished)
+    unfinished.replace(folder / "states.safetensors")
+    with safe_open(folder / "states.safetensors", framework="pt") as file:
+        gammas = confidence(file.get_slice("states"), head, ids, mask)
     save_file({"head": head.clone(), "input_ids": ids, "mask": mask}, folder / "data.safetensors")
     record = TeacherRecord(
         teacher=name,
@@ -125,18 +135,45 @@ def read_teacher(folder: Path) -> TeacherStates:
     )  # fmt: skip
 
 
+def write_states(
+    model: PreTrainedModel, ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"], dtype: torch.dtype, path: Path
+) -> None:
+    """Write the states that the output head reads as the safetensors entry ``states``, (N, L, H), batch by batch.
+
+    Where ``path`` exists it is what an interrupted call for the same states left, and is completed.
+    """
+    rows = max(1, _BATCH_TOKENS // ids.shape[1])
+    header, sequence = _header(ids.shape, model.get_output_embeddings().weight.shape[1], dtype)
+    with open(path, "ab") as file:
+        done = max(0, file.tell() - len(header)) // (rows * sequence)  # whole batches
+        file.truncate(len(header) + done * rows * sequence if done else 0)
+        if not done:
+            file.write(header)
+        starts = range(done * rows, len(ids), rows)
+        for start in tqdm(starts, desc="teacher", unit="batch", initial=done, total=done + len(starts)):
+            part = slice(start, start + rows)
+            states = last_hidden_states(model, ids[part], mask[part]).to("cpu", dtype)
+            file.write(states.contiguous().view(torch.uint8).numpy())
+
+
+def _header(shape: torch.Size, width: int, dtype: torch.dtype) -> tuple[bytes, int]:
+    """What a safetensors file of hidden states begins with, and the bytes of one sequence in it."""
+    sequence = shape[1] * width * dtype.itemsize
+    name = {torch.bfloat16: "BF16", torch.float32: "F32"}[dtype]
+    entry = {"dtype": name, "shape": [*shape, width], "data_offsets": [0, shape[0] * sequence]}
+    text = json.dumps({"states": entry}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, sequence
+
+
 @torch.no_grad()
-def last_hidden_states(model, ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"], dtype) -> Float[Tensor, "N L H"]:
+def last_hidden_states(
+    model: PreTrainedModel, ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]
+) -> Float[Tensor, "N L H"]:
     """The states that the output head reads, for every position, under bf16 autocast where it is native."""
-    rows = max(1, 4096 // ids.shape[1])
-    parts = []
-    for start in tqdm(range(0, len(ids), rows), desc="teacher", unit="batch"):
-        part = slice(start, start + rows)
-        inputs = {"input_ids": ids[part].to(model.device), "attention_mask": mask[part].to(model.device)}
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16()):
-            output = model.base_model(**inputs, use_cache=False)
-        parts.append(output.last_hidden_state.to("cpu", dtype))
-    return torch.cat(parts)
+    inputs = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=has_bf16()):
+        return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
 def next_tokens(ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> Int[Tensor, "N L"]:
@@ -148,18 +185,21 @@ def next_tokens(ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]) -> Int[Tenso
 
 @torch.no_grad()
 def confidence(
-    states: Float[Tensor, "N L H"], head: Float[Tensor, "V H"], ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]
+    states, head: Float[Tensor, "V H"], ids: Int[Tensor, "N L"], mask: Bool[Tensor, "N L"]
 ) -> dict[str, float]:
     """Gamma, the teacher's mean confidence in the next token, measured in four ways (``config.Gamma``).
 
     BitDistiller, section 3.3, defines it by the probability of the label; its released code takes the greatest
     probability instead, and averages over padded positions too, which the follow-up (section 6.4.2) masks out. With
     padding, the label of a padded position is the padding token.
+
+    Args:
+        states: (N, L, H), a tensor or a slice of a safetensors file, of which a part is read at a time.
     """
-    flat, real = states[:, :-1].flatten(0, 1), mask[:, 1:].flatten()
+    real = mask[:, 1:].flatten()
     totals = torch.zeros(2, 2, dtype=torch.float64)  # label, max; real, padded
     for part, label, counts in zip(
-        flat.split(_CHUNK), ids[:, 1:].flatten().split(_CHUNK), real.split(_CHUNK), strict=True
+        _positions(states, len(ids)), ids[:, 1:].flatten().split(_CHUNK), real.split(_CHUNK), strict=True
     ):
         probability = (part @ head.T).float().softmax(-1)
         both = torch.stack([probability.gather(-1, label.unsqueeze(-1)).squeeze(-1), probability.amax(-1)]).double()
@@ -172,6 +212,16 @@ def confidence(
         "label-with-padding": sum(label) / len(real),
         "max-with-padding": sum(largest) / len(real),
     }
+
+
+def _positions(states, sequences: int) -> Iterator[Float[Tensor, "n H"]]:
+    """All positions that have a next one, ``_CHUNK`` at a time."""
+    waiting = states[:0].flatten(0, 1)
+    for start in range(0, sequences, 64):
+        waiting = torch.cat([waiting, states[start : start + 64][:, :-1].flatten(0, 1)])
+        *chunks, waiting = waiting.split(_CHUNK)
+        yield from chunks
+    yield waiting
 
 
 def _require_ids(teacher: LoadedModel, rows: list[list[int]], text: Path) -> None:
