@@ -157,7 +157,8 @@ def teacher(
     section = entry(loaded.data, "data", name)
     text = ARTIFACTS / "text" / f"{section.training_text}.jsonl"
     length = loaded.texts[section.training_text].length
-    record = cache_teacher(section.teacher, length, text, ARTIFACTS / "teacher" / name)
+    weights = {"fp32": torch.float32, "bf16": torch.bfloat16}[section.teacher_weights]
+    record = cache_teacher(section.teacher, length, text, ARTIFACTS / "teacher" / name, weights)
     record.write(RESULTS / "teachers" / f"{name}.json")
     print(f"{name}: gamma {record.gammas['label']:.4f} over {record.tokens:,} tokens")
 

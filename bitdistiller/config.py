@@ -54,10 +54,14 @@ class TextParams(Section):
 
 
 class DataParams(Section):
-    """What a student learns from: a training text (or one that a student wrote) and the teacher that reads it."""
+    """What a student learns from: a training text (or one that a student wrote) and the teacher that reads it.
+
+    ``teacher_weights`` in bf16 take half the memory; a large teacher then fits one device.
+    """
 
     teacher: str
     training_text: str
+    teacher_weights: Literal["fp32", "bf16"] = "fp32"
 
 
 class QuantizerParams(Section):

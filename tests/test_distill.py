@@ -24,6 +24,7 @@ from bitdistiller.distill.losses import cakld
 from bitdistiller.distill.student import load_student, prepare_student
 from bitdistiller.distill.teacher import (
     IGNORED,
+    cache_teacher,
     confidence,
     last_hidden_states,
     next_tokens,
@@ -166,6 +167,16 @@ def test_states_are_an_ordinary_file_that_a_killed_call_goes_on_with(tiny_model,
         seen.clear()
         write_states(model, ids, mask, dtype, tmp_path / "killed")
         assert (tmp_path / "killed").read_bytes() == whole and len(seen) == batches, kept
+
+
+def test_a_teacher_in_16_bits_says_nearly_the_same(tiny_model, world, tmp_path):
+    text, name = world / "text" / "own.jsonl", str(tiny_model)
+    exact = cache_teacher(name, 32, text, tmp_path / "fp32")
+    halved = cache_teacher(name, 32, text, tmp_path / "bf16", torch.bfloat16)
+    states = [load_file(tmp_path / kind / "states.safetensors")["states"].float() for kind in ("fp32", "bf16")]
+    mask = load_file(tmp_path / "fp32" / "data.safetensors")["mask"]
+    assert not torch.equal(*states) and halved.gammas == pytest.approx(exact.gammas, rel=0.05)
+    torch.testing.assert_close(states[0][mask], states[1][mask], rtol=0.1, atol=0.1)
 
 
 def test_confidence_of_a_file_is_that_of_the_tensor(tiny_model, tmp_path, monkeypatch):

@@ -78,25 +78,28 @@ class DistillationDataset(Dataset):
         }
 
 
-def cache_teacher(name: str, length: int, text: Path, folder: Path) -> TeacherRecord:
+def cache_teacher(
+    name: str, length: int, text: Path, folder: Path, weights: torch.dtype = torch.float32
+) -> TeacherRecord:
     """Run teacher ``name`` over a training text and write its states to ``folder``.
 
     Args:
         length: tokens that every sequence is padded to.
+        weights: in which its weights are held while it reads.
 
     Returns:
         The record that is written too: its confidence, measured in four ways, and where states and text come from.
     """
     teacher = load_model(name)
     require_context(teacher, length)
-    teacher.model.to(device())
+    teacher.model.to(device(), weights)
     rows = [sequence.input_ids for sequence in read_sequences(text)]
     _require_ids(teacher, rows, text)
     pad = teacher.tokenizer.pad_token_id
     ids, mask = padded(rows, pad, length)
     dtype = torch.bfloat16 if has_bf16() else torch.float32
     head = teacher.model.get_output_embeddings().weight.detach().to("cpu", dtype)
-    identity = hashlib.sha256(f"{name} {sha256_file(text)} {length} {dtype}".encode()).hexdigest()[:12]
+    identity = hashlib.sha256(f"{name} {weights} {sha256_file(text)} {length} {dtype}".encode()).hexdigest()[:12]
     unfinished = folder.with_suffix(f".{identity}.partial")
     folder.mkdir(parents=True, exist_ok=True)
     write_states(teacher.model, ids, mask, dtype, unfinished)
