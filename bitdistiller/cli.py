@@ -185,6 +185,7 @@ def train(
 ) -> None:
     """Train one student; after an interruption the same command resumes from the last checkpoint."""
     from bitdistiller.config import entry
+    from bitdistiller.distill.trainer import checkpoints_of
     from bitdistiller.distill.trainer import train as train_run
     from bitdistiller.training import processes
 
@@ -197,6 +198,7 @@ def train(
         record = train_run(name, loaded, ARTIFACTS)
         if processes.is_main():
             record.write(RESULTS / "runs" / name / "train.json")
+            shutil.rmtree(checkpoints_of(name, ARTIFACTS), ignore_errors=True)
 
 
 @app.command()

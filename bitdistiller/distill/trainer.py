@@ -7,7 +7,6 @@ update is made: the last checkpoint is then still good, and the error names it.
 """
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,7 +106,7 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
     One of several processes trains on its share of every step; what is written, the main one writes.
 
     The student's latent weights and tokenizer are written to ``artifacts/students/NAME``; its checkpoints, in
-    ``artifacts/checkpoints/NAME``, are removed when that is done.
+    ``checkpoints_of``, may be removed when the record is kept.
 
     Raises:
         UserError: inputs are missing or do not belong together, or the loss diverged.
@@ -128,13 +127,12 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
         "teacher_data": sha256_file(teacher.states.with_name("data.safetensors")),
         "threads": params.threads,
     }
-    work = artifacts / "checkpoints" / name
-    trainer = _trainer(run, params, student, teacher, objective, work / _fingerprint(identity))
+    work = checkpoints_of(name, artifacts) / _fingerprint(identity)
+    trainer = _trainer(run, params, student, teacher, objective, work)
     trainer.train()
     state = trainer.full_state_dict()
     if processes.is_main():
         save_student(student, state, artifacts / "students" / name)
-        shutil.rmtree(work, ignore_errors=True)
     return TrainingRecord(
         run=name,
         teacher=teacher.teacher,
@@ -149,6 +147,11 @@ def train(name: str, params: Params, artifacts: Path) -> TrainingRecord:
         environment=environment(),
         cost=watch.cost(),
     )
+
+
+def checkpoints_of(name: str, artifacts: Path) -> Path:
+    """Folder of the checkpoints of run ``name``, a folder in it for each way in which it was begun."""
+    return artifacts / "checkpoints" / name
 
 
 def _fingerprint(identity: dict) -> str:
