@@ -244,6 +244,8 @@ def test_twenty_kills_at_random_moments_change_no_bit(scale):
             process.kill()
             process.communicate()
             reached[-1].append(max(checkpoints(folder), default=parameters["steps"] if record(folder).exists() else 0))
+        else:
+            assert process.returncode == 0
         if record(folder).exists():
             same_weights(folder, whole)
             folder = scale(f"killed-{len(reached)}", **parameters)
