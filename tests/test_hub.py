@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-import yaml
 from huggingface_hub import constants
 
 from bitdistiller.check import hub_notes
@@ -26,6 +26,7 @@ from bitdistiller.reasoning.prompts import instruction_provenance, instructions
 from tests.hub_world import COMMIT, OTHER, cache_repository, folder_files, serve
 
 NAME = "owner/tiny"
+ADDRESS = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 @pytest.fixture
@@ -42,6 +43,8 @@ def server(cache, monkeypatch):
     with serve() as running:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.endpoint + ADDRESS)
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between the client's own attempts
         huggingface_hub.close_session()  # of the client that another test made
         yield running
     huggingface_hub.close_session()
@@ -217,7 +220,7 @@ def test_what_the_hub_refuses_is_explained(server, model_files, status, code, wo
     assert all(word in sentence(caught) for word in [NAME, *words])
 
 
-def test_a_gated_file_of_an_open_page_is_explained(server, model_files, monkeypatch):
+def test_a_gated_file_of_an_open_page_is_explained(server, model_files):
     """Metadata of a gated repository is public; only its files are refused."""
     server.files[NAME] = model_files
     commit_of(Repository(NAME, None))
@@ -235,8 +238,7 @@ def test_a_repository_without_safetensors_says_what_to_do(server, model_files):
     assert not any("pytorch_model" in path for path in server.asked if "/resolve/" in path)
 
 
-def test_a_download_that_breaks_is_explained_and_goes_on(server, model_files, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
+def test_a_download_that_breaks_is_explained_and_goes_on(server, model_files):
     server.files[NAME], server.cuts["model.safetensors"] = model_files, 6  # the client itself tries six times
     with pytest.raises(UserError) as caught:
         load_model(NAME)
@@ -318,9 +320,8 @@ def parquet(records: list[dict]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def cache_data(cache, name: str, files: dict[str, bytes], readme: str = "") -> None:
+def cache_data(cache, name: str, files: dict[str, bytes]) -> None:
     data = hub_data()[name]
-    files = files | ({"README.md": readme.encode()} if readme else {})
     cache_repository(cache, data.id, files, data.revision or COMMIT, kind="dataset")
 
 
@@ -335,17 +336,12 @@ WIKI = ["", " = Robert <unk> = \n", "", " He acts . " * 100, " She sings . \n", 
 
 @pytest.fixture
 def wikitext(cache):
-    # The repository's own description names other data sets too, whose files are not fetched.
-    names, splits = ("wikitext-103-raw-v1", "wikitext-2-raw-v1"), ("test", "train")
-    configs = [
-        {"config_name": name, "data_files": [{"split": split, "path": f"{name}/{split}-*"} for split in splits]}
-        for name in names
-    ]
     files = {
         "wikitext-2-raw-v1/train-00000-of-00001.parquet": parquet([{"text": text} for text in WIKI]),
         "wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet([{"text": text} for text in WIKI[:3]]),
     }
-    cache_data(cache, "wikitext-2", files, f"---\n{yaml.safe_dump({'configs': configs})}---\n")
+    other = {"wikitext-103-raw-v1/train-00000-of-00002.parquet": parquet([{"text": "of another data set"}])}
+    cache_data(cache, "wikitext-2", files | other)
 
 
 def test_wikitext_is_one_document_joined_by_blank_lines(wikitext):
@@ -385,7 +381,9 @@ def test_a_data_set_that_is_not_pinned_records_the_commit_that_was_read(cache):
 
 
 def test_data_that_is_not_in_the_cache_says_so(cache):
-    with pytest.raises(UserError, match=r"wikitext-2-raw-v1/\*\.parquet of Salesforce/wikitext@b08.* HF_HUB_OFFLINE=0"):
+    with pytest.raises(
+        UserError, match=r"wikitext-2-raw-v1/test-\*\.parquet of Salesforce/wikitext@b08.* HF_HUB_OFFLINE=0"
+    ):
         load_text("wikitext-2", "test")
     with pytest.raises(UserError, match="revision main of nickrosh/Evol-Instruct-Code-80k-v1"):
         instructions(["evol-instruct-code"])
@@ -406,6 +404,7 @@ def test_every_data_set_is_pinned_or_says_that_no_commit_was_found():
         assert data.files and data.license and data.found
         assert data.repository.pinned or data.found == "no public file with its commit was found", name
         assert "join" not in data.model_fields_set or data.text
+        assert set(data.files) <= {"train", "validation", "test"} and len(set(data.files.values())) == len(data.files)
 
 
 # --- benchmarks -------------------------------------------------------------------------------------------------
@@ -424,7 +423,7 @@ def test_official_items_of_the_hub_give_the_task_that_our_own_file_gives(cache, 
 
 
 def test_benchmarks_of_the_hub_that_cannot_be_had_say_so(cache):
-    with pytest.raises(UserError, match=r"parquet of baber/piqa@142f6d73.* HF_HUB_OFFLINE=0"):
+    with pytest.raises(UserError, match=r"validation\*\.parquet of baber/piqa@142f6d73.* HF_HUB_OFFLINE=0"):
         tasks.load_tasks({"piqa": TaskParams(limit=10, shots=0, source="hub")}, seed=0)
     with pytest.raises(UserError, match=r"hub\.yaml pins no data of it"):
         tasks.load_tasks({"continuation": TaskParams(limit=10, shots=0, source="hub")}, seed=0)

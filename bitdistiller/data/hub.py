@@ -7,8 +7,7 @@ asked for. Fetching by folder has three more uses. Only wanted files are fetched
 two or three times). What is missing offline has a name. And ``transformers`` and ``datasets`` are handed a local
 folder, so neither can turn to another revision, or run code of the repository.
 
-Data sets are named in ``hub.yaml``: id, commit, files, and how a record becomes text. Their layout (which file is
-which split) is stated by each repository itself and read by ``datasets``.
+Data sets are named in ``hub.yaml``: id, commit, files of each split, and how a record becomes text.
 
 A download that breaks keeps the files that were complete; the hub's client fetches a file that was cut off anew.
 """
@@ -140,7 +139,7 @@ def download(repository: Repository, wanted: Sequence[str], required: Sequence[s
         UserError: as ``commit_of``; or a required file is not in the cache and cannot be fetched; or the network or
             the disk gave way.
     """
-    commit = commit_of(repository)
+    commit, refused = commit_of(repository), None
     elsewhere = [] if any("/" in pattern for pattern in wanted) else ["*/*"]
     try:
         folder = Path(
@@ -152,12 +151,14 @@ def download(repository: Repository, wanted: Sequence[str], required: Sequence[s
                 ignore_patterns=elsewhere,
             )
         )
-    except LocalEntryNotFoundError:  # offline, or the hub cannot be reached; what is there may be enough
-        folder = _cached_folder(repository, commit)
+    except LocalEntryNotFoundError as error:  # offline, or there is no answer; what is there may be enough
+        folder, refused = _cached_folder(repository, commit), error.__cause__
         required = required or wanted
     except (HTTPError, OSError) as error:
         raise _explained(repository, error) from error
     if missing := [pattern for pattern in required if not any(folder.glob(pattern))]:
+        if isinstance(refused, HfHubHTTPError):
+            raise _explained(repository, refused)
         raise _missing(repository, commit, folder, missing[0])
     return Snapshot(repository, commit, folder)
 
@@ -228,8 +229,7 @@ class HubData(BaseModel):
         id: owner/name.
         revision: commit; None where none is known, and then the main branch is read.
         found: where the commit was found, and whatever else a reader should know.
-        config: which of the repository's data sets, where it has several.
-        files: patterns of the files that are needed.
+        files: pattern of the files of each split, which are Parquet or JSON.
         license: its licence, as the repository states it.
         text: a record as text. A line whose fields are empty is left out.
         longer_than: records whose text has at most so many characters are left out.
@@ -243,8 +243,7 @@ class HubData(BaseModel):
     id: str
     revision: str | None = None
     found: str
-    config: str | None = None
-    files: list[str]
+    files: dict[str, str]
     license: str
     text: str | None = None
     longer_than: int = 0
@@ -258,6 +257,11 @@ class HubData(BaseModel):
         """Where it is on the hub."""
         return Repository(self.id, self.revision, "dataset")
 
+    @property
+    def loader(self) -> str:
+        """Which packaged loader of ``datasets`` reads its files."""
+        return "parquet" if all(pattern.endswith(".parquet") for pattern in self.files.values()) else "json"
+
 
 @cache
 def hub_data() -> dict[str, HubData]:
@@ -266,15 +270,17 @@ def hub_data() -> dict[str, HubData]:
     return {name: HubData(**fields) for name, fields in table.items()}
 
 
-def data_folder(name: str) -> Path:
-    """Folder with a data set's files, laid out as its repository, which ``datasets.load_dataset`` reads.
+def data_files(name: str, splits: Sequence[str]) -> dict[str, list[str]]:
+    """Paths of the files of some splits of a data set; of each other split that it has too, where they are there.
 
     Raises:
-        UserError: an unknown name, or as ``download``.
+        UserError: an unknown name or split, or as ``download``.
     """
     data = entry(hub_data(), "data sets of the hub", name)
-    wanted = [*data.files, "README.md"]
-    return download(data.repository, wanted, data.files).folder
+    required = [entry(data.files, f"data set {name}", split) for split in splits]
+    folder = download(data.repository, list(data.files.values()), required).folder
+    found = {split: sorted(map(str, folder.glob(pattern))) for split, pattern in data.files.items()}
+    return {split: paths for split, paths in found.items() if paths}
 
 
 def data_origin(name: str) -> str:
@@ -284,30 +290,29 @@ def data_origin(name: str) -> str:
         UserError: as ``commit_of``.
     """
     data = entry(hub_data(), "data sets of the hub", name)
-    part = f"{data.config} in " if data.config else ""
-    return f"{part}{data.id} on the Hugging Face hub, commit {commit_of(data.repository)}"
+    return f"{name}: {data.id} on the Hugging Face hub, commit {commit_of(data.repository)}"
 
 
 def records(name: str, split: str) -> Iterator[dict]:
     """The records of a split of a data set, in their order.
 
     Raises:
-        UserError: as ``data_folder``; or the files cannot be read.
+        UserError: as ``data_files``; or the files cannot be read.
     """
-    from datasets import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled, load_dataset
+    import datasets
 
-    folder, bars = data_folder(name), is_progress_bar_enabled()
-    disable_progress_bars()  # for splits of a few megabytes
+    files, bars = data_files(name, [split])[split], datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # for splits of a few megabytes
     try:
-        yield from load_dataset(
-            str(folder), hub_data()[name].config, split=split, cache_dir=str(cache_dir() / "datasets")
+        yield from datasets.load_dataset(
+            hub_data()[name].loader, data_files=files, split="train", cache_dir=str(cache_dir() / "datasets")
         )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder}: the files of {name} cannot be read ({reason}); delete the folder") from None
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"the files of {name} cannot be read ({reason}); delete {files[0]} and run again") from None
     finally:
         if bars:
-            enable_progress_bars()
+            datasets.enable_progress_bars()
 
 
 def texts(name: str, split: str) -> Iterator[str]:

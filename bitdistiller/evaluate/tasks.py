@@ -2,8 +2,8 @@
 
 Prompts, choices, tokenisation, metrics and their standard errors are lm-eval's. For each benchmark that
 ``bitdistiller.evaluate.benchmarks`` holds, a YAML of a few lines is written that includes the official one and
-replaces only where the data comes from: this project's own file, or (``source: hub``) the folder of a pinned commit of
-the hub's data. Any other name is a task of lm-eval that fetches its data from the hub itself, unpinned.
+replaces only where the data comes from: this project's own file, or (``source: hub``) the official files at a pinned
+commit. Any other name is a task of lm-eval that fetches its data from the hub itself, unpinned.
 The lower-level ``lm_eval.evaluator.evaluate`` is called, as ``simple_evaluate`` also runs a dozen programs for an
 environment report; and lm-eval's own tasks are indexed (thousands of YAMLs, many seconds) only if one is asked for.
 
@@ -31,7 +31,7 @@ from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitdistiller.config import TaskParams
-from bitdistiller.data.hub import data_folder, hub_data
+from bitdistiller.data.hub import data_files, hub_data
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate.benchmarks import BENCHMARKS, Benchmark, benchmark_file, item_id
 from bitdistiller.evaluate.local import folder
@@ -61,13 +61,16 @@ def definition(benchmark: Benchmark) -> dict:
 
 
 def hub_definition(benchmark: Benchmark) -> dict:
-    """lm-eval configuration of a benchmark: the official task, whose data is read from the folder of a commit."""
+    """lm-eval configuration of a benchmark: the official task with the official data at its pinned commit."""
     return {
         "include": str(Path(lm_eval.tasks.__file__).parent / benchmark.base),
         "task": benchmark.name,
-        "dataset_path": str(data_folder(benchmark.name)),
-        "dataset_name": hub_data()[benchmark.name].config,
-        "dataset_kwargs": {"cache_dir": str(folder() / "datasets")},
+        "dataset_path": hub_data()[benchmark.name].loader,
+        "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": data_files(benchmark.name, [benchmark.split]),
+            "cache_dir": str(folder() / "datasets"),
+        },
     }
 
 
