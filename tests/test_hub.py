@@ -423,7 +423,7 @@ def test_official_items_of_the_hub_give_the_task_that_our_own_file_gives(cache, 
 
 
 def test_benchmarks_of_the_hub_that_cannot_be_had_say_so(cache):
-    with pytest.raises(UserError, match=r"validation\*\.parquet of baber/piqa@142f6d73.* HF_HUB_OFFLINE=0"):
+    with pytest.raises(UserError, match=r"train\*\.parquet of baber/piqa@142f6d73.* HF_HUB_OFFLINE=0"):
         tasks.load_tasks({"piqa": TaskParams(limit=10, shots=0, source="hub")}, seed=0)
     with pytest.raises(UserError, match=r"hub\.yaml pins no data of it"):
         tasks.load_tasks({"continuation": TaskParams(limit=10, shots=0, source="hub")}, seed=0)

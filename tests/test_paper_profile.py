@@ -265,21 +265,21 @@ def small_hub(tmp_path_factory):
             path = folder / model.id.replace("/", "--")
             if path.exists():
                 continue
-            tiny.make_model(path, kind="unigram" if "3.2" in model.id else "bpe")
+            tiny.make_model(path, kind="bpe" if "3.2" in model.id else "unigram")
             config = json.loads((path / "config.json").read_text()) | {"max_position_embeddings": 2 * LENGTH}
             (path / "config.json").write_text(json.dumps(config))
             cache_repository(cache, model.id, folder_files(path), model.revision or COMMIT)
     shutil.rmtree(folder)
     paragraphs = [" ".join(tiny.sentences(4, seed=seed)) for seed in range(60)]
     text = parquet([{"text": paragraph} for paragraph in paragraphs])
-    words = [sentence[:60] for sentence in tiny.sentences(20, seed=99)]
+    words = [sentence[:60] for sentence in tiny.sentences(400, seed=99)]
     asked = [{"instruction": word, "input": "", "output": word, "query": word, "response": word} for word in words]
     for name, files in {
         "wikitext-2": {f"wikitext-2-raw-v1/{split}-0.parquet": text for split in ("train", "validation", "test")},
         "alpaca": {"alpaca.json": json.dumps(asked).encode()},
         "evol-instruct-code": {"evol.json": json.dumps(asked).encode()},
         "metamathqa": {"metamath.json": json.dumps(asked).encode()},
-        "piqa": {"piqa_validation.parquet": parquet(rows("piqa")[:20])},
+        "piqa": {f"piqa_{split}.parquet": parquet(rows("piqa")[:20]) for split in ("train", "validation")},
     }.items():
         cache_repository(cache, hub_data()[name].id, files, hub_data()[name].revision or COMMIT, kind="dataset")
     return cache

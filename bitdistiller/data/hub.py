@@ -271,7 +271,7 @@ def hub_data() -> dict[str, HubData]:
 
 
 def data_files(name: str, splits: Sequence[str]) -> dict[str, list[str]]:
-    """Paths of the files of some splits of a data set; of each other split that it has too, where they are there.
+    """Paths of the files of some splits of a data set.
 
     Raises:
         UserError: an unknown name or split, or as ``download``.
@@ -279,8 +279,7 @@ def data_files(name: str, splits: Sequence[str]) -> dict[str, list[str]]:
     data = entry(hub_data(), "data sets of the hub", name)
     required = [entry(data.files, f"data set {name}", split) for split in splits]
     folder = download(data.repository, list(data.files.values()), required).folder
-    found = {split: sorted(map(str, folder.glob(pattern))) for split, pattern in data.files.items()}
-    return {split: paths for split, paths in found.items() if paths}
+    return {split: sorted(map(str, folder.glob(data.files[split]))) for split in splits}
 
 
 def data_origin(name: str) -> str:

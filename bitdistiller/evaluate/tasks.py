@@ -68,7 +68,7 @@ def hub_definition(benchmark: Benchmark) -> dict:
         "dataset_path": hub_data()[benchmark.name].loader,
         "dataset_name": None,
         "dataset_kwargs": {
-            "data_files": data_files(benchmark.name, [benchmark.split]),
+            "data_files": data_files(benchmark.name, list(hub_data()[benchmark.name].files)),
             "cache_dir": str(folder() / "datasets"),
         },
     }

@@ -240,7 +240,7 @@ def _micro_source(name: str) -> _Source:
             f"{name} has no weights in {folder}; restore the folder with `git checkout`, "
             "or make them anew with `make pretrain`"
         )
-    return _Source(str(folder), f"{name}, pretrained by this project; weights stored in fp16, read in fp32")
+    return _Source(folder, f"{name}, pretrained by this project; weights stored in fp16, read in fp32")
 
 
 def _tokenizer(name: str, source: _Source, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -265,9 +265,9 @@ def _tokenizer(name: str, source: _Source, config: PreTrainedConfig) -> PreTrain
 
 def _unreadable(name: str, source: _Source, error: Exception) -> UserError:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if Path(source.folder).is_dir():
+    if source.commit is None:
         return UserError(
-            f"{source.location} is not a causal language model with weights in safetensors, configuration and "
+            f"{source.folder} is not a causal language model with weights in safetensors, configuration and "
             f"tokenizer ({reason})"
         )
     return UserError(f"model {name}: its files in {source.folder} cannot be read ({reason}); {_choices()}")
