@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bitdistiller.distill.clipping import search_model
+from bitdistiller.distill.clipping import UNCLIPPED, search_model
 from bitdistiller.distill.trainer import train
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate.run import evaluate_run
@@ -48,7 +48,7 @@ def test_every_family_goes_through_clipping_training_and_scoring(family, tmp_pat
     found = search_model(params.quantizers["int2"], tmp_path / "clip" / "int2.safetensors")
     layers = quantizable(load_model(str(tmp_path / "model")).model)
     assert len(layers) == LAYERS.get(family, 2 * 7)
-    assert found["layers"] == sum(not name.endswith(("q_proj", "k_proj")) for name in layers)
+    assert found["layers"] == sum(not name.endswith(UNCLIPPED) for name in layers)
     tiny.make_teacher(params, tmp_path)
     assert train("student", params, tmp_path).steps == 2
     scores, _ = evaluate_run("student", params, tmp_path)

@@ -258,14 +258,14 @@ def parquet(records: list[dict]) -> bytes:
 
 @pytest.fixture(scope="module")
 def small_hub(tmp_path_factory):
-    """A hub cache with every repository that the profiles name: tiny models of two vocabularies, and tiny data."""
+    """A hub cache with every repository that the profiles name: tiny models with heads of two sizes, and tiny data."""
     cache, folder = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("models")
     for params in PARAMS.values():
         for model in models(params):
             path = folder / model.id.replace("/", "--")
             if path.exists():
                 continue
-            tiny.make_model(path, kind="bpe" if "3.2" in model.id else "unigram")
+            tiny.make_model(path, vocabulary=400 if "3.2" in model.id else None)
             config = json.loads((path / "config.json").read_text()) | {"max_position_embeddings": 2 * LENGTH}
             (path / "config.json").write_text(json.dumps(config))
             cache_repository(cache, model.id, folder_files(path), model.revision or COMMIT)
