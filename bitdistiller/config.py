@@ -164,10 +164,15 @@ class PerplexityParams(Section):
 
 
 class TaskParams(Section):
-    """One benchmark through lm-eval: at most ``limit`` items, ``shots`` examples before each."""
+    """One benchmark through lm-eval: at most ``limit`` items, ``shots`` examples before each.
+
+    ``source`` says whether its data is this project's own (from a wheel, without items to show as examples) or the
+    official one of the hub, at the commit that ``bitdistiller/data/hub.yaml`` pins.
+    """
 
     limit: PositiveInt
     shots: int = Field(ge=0)
+    source: Literal["own", "hub"] = "own"
 
 
 class EvaluationParams(Section):
@@ -238,11 +243,12 @@ class ReasoningParams(Section):
 class InstructionTextParams(Section):
     """Answers of ``generator`` to instructions, to train on: ``sequences`` prompts of ``sources``.
 
+    Sources take turns, one prompt each, or as many as a mapping says: ``{wikitext-2-paragraphs: 3, alpaca: 5}``.
     A sequence is the generator's chat template around an instruction, and its answer, ``length`` tokens at most.
     """
 
     generator: str
-    sources: TextNames
+    sources: TextNames | Annotated[dict[str, PositiveInt], Field(min_length=1)]
     sequences: PositiveInt
     length: PositiveInt
     temperature: float = Field(ge=0, allow_inf_nan=False)

