@@ -21,7 +21,7 @@ FOLDER := $(ONE_SEED)$(if $(filter-out 1,$(SEEDS)),/profiles/seeds-$(SEEDS))
 
 # DVC's stages call `bitdistiller`, so the environment comes first on the path. Only the paper scale needs the hub.
 export PATH := $(BIN):$(PATH)
-ifneq ($(SCALE),paper)
+ifeq ($(filter paper%,$(SCALE)),)
 export HF_HUB_OFFLINE ?= 1
 endif
 
@@ -51,6 +51,9 @@ endif
 
 # Scales that compare with other people's quantizers need these in an environment of their own.
 PEERS_laptop := $(PEERS)
+PEERS_paper-llama2 := $(PEERS)
+PEERS_paper-code := $(PEERS)
+PEERS_paper-math := $(PEERS)
 reproduce: $(PEERS_$(SCALE))
 
 peers: $(PEERS) ## make the environment of other people's quantizers (GPTQ, HQQ, AutoRound)

@@ -99,7 +99,8 @@ class RunParams(Section):
     over real tokens or with padding counted in. ``batch_tokens`` is one optimizer step, split into ``micro_batches``
     passes; several processes share those out, so that their number changes nothing. ``activation_checkpointing``
     computes activations anew in the backward pass instead of keeping them; ``sharding: full`` spreads weights,
-    gradients and optimizer over the processes.
+    gradients and optimizer over the processes. After ``warmup_steps`` the learning rate falls to 0 along a cosine, or
+    stays, as ``schedule`` says.
     """
 
     quantizer: str
@@ -113,6 +114,7 @@ class RunParams(Section):
     batch_tokens: PositiveInt
     micro_batches: PositiveInt
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     checkpoint_every: PositiveInt

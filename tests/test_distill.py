@@ -49,7 +49,7 @@ def world(tmp_path_factory, tiny_model, tiny_text):
 def fresh(world, tmp_path):
     """A copy of the world's inputs in which one test may train."""
     folder = tmp_path / "artifacts"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in ("text", "teacher", "clip"):
         (folder / name).symlink_to(world / name)
     return folder
@@ -349,6 +349,18 @@ def test_another_vocabulary_may_be_tried_on_request(tiny_model, tiny_text, tmp_p
     params = tiny.params(tiny_model, tiny_text, allow_vocabulary_mismatch=True, steps=2)
     search_model(params.quantizers["int2"], tmp_path / "clip" / "int2.safetensors")
     assert train("student", params, tmp_path).teacher == str(other)
+
+
+def test_a_constant_learning_rate_stays_after_its_warmup(tiny_model, tiny_text, world, tmp_path):
+    rates = {}
+    for schedule in ("constant", "cosine"):
+        folder = fresh(world, tmp_path / schedule)
+        train("student", tiny.params(tiny_model, tiny_text, warmup_steps=2, schedule=schedule), folder)
+        (state,) = folder.glob("checkpoints/student/*/checkpoint-6/trainer_state.json")
+        history = json.loads(state.read_text())["log_history"]
+        rates[schedule] = [entry["learning_rate"] for entry in history if "learning_rate" in entry]
+    assert rates["constant"] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3])
+    assert rates["cosine"][2:] == sorted(rates["cosine"][2:], reverse=True) and rates["cosine"][-1] < 5e-4
 
 
 @pytest.mark.parametrize("change", [

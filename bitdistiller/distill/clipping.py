@@ -1,7 +1,8 @@
 """Clipping bounds for a whole model: calibration activations from real text, one search a layer.
 
 The projections to queries and keys are left alone, as in BitDistiller's released code and AWQ before it: clipping them
-hurts, because errors there are amplified by the softmax over positions.
+hurts, because errors there are amplified by the softmax over positions. A layer that makes values along with them (as
+in GPT-NeoX, GPT-BigCode or Phi-3) is left alone too.
 """
 
 from pathlib import Path
@@ -20,7 +21,7 @@ from bitdistiller.errors import UserError
 from bitdistiller.models import load_model, require_context
 from bitdistiller.quant import clip_weights, make_format, quantizable, search_clip
 
-UNCLIPPED = ("q_proj", "k_proj")
+UNCLIPPED = ("q_proj", "k_proj", "query_key_value", "c_attn", "qkv_proj")
 
 
 def search_model(params: QuantizerParams, path: Path) -> dict:

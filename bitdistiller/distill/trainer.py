@@ -229,7 +229,7 @@ def _trainer(
         learning_rate=run.learning_rate,
         warmup_steps=run.warmup_steps,
         weight_decay=run.weight_decay,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type={"cosine": "cosine", "constant": "constant_with_warmup"}[run.schedule],
         max_grad_norm=1.0,
         dataloader_drop_last=True,
         eval_on_start=True,

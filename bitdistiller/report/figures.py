@@ -193,7 +193,8 @@ def size_panel(rows: pd.DataFrame, metric: str, xlabel: str, caption: str) -> Dr
             part = part.sort_values("level")
             spread = [(part["value"] - part["low"]).clip(lower=0), (part["high"] - part["value"]).clip(lower=0)]
             style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
-            ax.errorbar(part["level"], part["value"], yerr=spread, label=model, elinewidth=1, capsize=2, **style)
+            style["label"] = model.partition("@")[0]
+            ax.errorbar(part["level"], part["value"], yerr=spread, elinewidth=1, capsize=2, **style)
         ax.set_xlabel(xlabel)
         log_axis(ax, "x")
         log_axis(ax)
@@ -229,7 +230,8 @@ def published_panel(
 
 def _measured(models: Sequence[str]) -> str:
     """Title of our own numbers; several models would not fit into it."""
-    return f"Measured: {models[0]}" if len(set(models)) == 1 else f"Measured: {len(set(models))} models"
+    name = models[0].partition("@")[0]  # a commit would not fit either
+    return f"Measured: {name}" if len(set(models)) == 1 else f"Measured: {len(set(models))} models"
 
 
 def _places(rows: pd.DataFrame) -> dict[str, float]:
