@@ -249,7 +249,7 @@ def _trainer(
     )
     student.model.config.use_cache = False
     choose_attention(student.model, length)
-    if run.sharding == "full":
+    if run.sharding == "full" and processes.count() > 1:
         shard(student.model)
     return DistillationTrainer(
         model=student.model,
