@@ -151,9 +151,7 @@ def find_config(name: str) -> PreTrainedConfig:
 
 def _read(location: str, name: str, revision: str | None, local: bool) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(
-            location, revision=revision, local_files_only=local, trust_remote_code=False
-        )
+        return AutoConfig.from_pretrained(location, revision=revision, local_files_only=local, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
             f"the shape of {name} is not known here ({_line(error)}): give the path of a folder with its config.json, "

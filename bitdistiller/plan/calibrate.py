@@ -257,7 +257,10 @@ def _layers(clock: _Clock, host: Host) -> dict[str, float]:
         def seconds(model: LlamaForCausalLM, tokens: torch.Tensor, run=run) -> float:
             return clock.best(lambda: run(model, tokens), 2 * _LEAST)
 
-        known = {**dict.fromkeys(("activations", "activations, backward", "layer calls", "layer steps"), 0.0), **host.each}
+        known = {
+            **dict.fromkeys(("activations", "activations, backward", "layer calls", "layer steps"), 0.0),
+            **host.each,
+        }
         known |= found
         least = (seconds(tiny, ids[:1, :2]) - seconds(tinier, ids[:1, :2])) / 4
         found[calls] = max(least - found.get("layer calls", 0), 0)

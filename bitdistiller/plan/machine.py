@@ -39,7 +39,12 @@ _BYTES = {
 }
 # Kernels: of a layer forward and back, and of one candidate of the clipping search over 2**18 weights.
 _KERNELS = {"layer calls": 45, "layer steps": 110, "written tokens": 60, "searched weights": 16 / 2**18}
-_ATTENTION = {"plain attention": 0.5, "plain attention, backward": 0.5, "fused attention": 1, "fused attention, backward": 1}
+_ATTENTION = {
+    "plain attention": 0.5,
+    "plain attention, backward": 0.5,
+    "fused attention": 1,
+    "fused attention, backward": 1,
+}
 _STORED_PER_SECOND = 1e9
 
 
@@ -68,7 +73,8 @@ class Accelerator:
         """Time of ``work``: products, then passes at the bandwidth of memory, or launches if they take longer."""
         stream = self.bandwidth * STREAMED
         busy = sum(
-            count * max(2 * rows * inner * out / (self.peak * self.efficiency), 2 * self._read(rows, inner, out) / stream)
+            count
+            * max(2 * rows * inner * out / (self.peak * self.efficiency), 2 * self._read(rows, inner, out) / stream)
             for (rows, inner, out), count in work.products.items()
         )
         amounts = work.passes
@@ -89,10 +95,20 @@ class Accelerator:
 
 
 A100 = Accelerator(
-    "A100", 312e12, 2.039e12, 80e9, 300e9, "NVIDIA A100 80GB SXM data sheet (BF16 without sparsity; NVLink 600 GB/s both ways)"
+    "A100",
+    312e12,
+    2.039e12,
+    80e9,
+    300e9,
+    "NVIDIA A100 80GB SXM data sheet (BF16 without sparsity; NVLink 600 GB/s both ways)",
 )
 H100 = Accelerator(
-    "H100", 989e12, 3.35e12, 80e9, 450e9, "NVIDIA H100 SXM data sheet (BF16 without sparsity; NVLink 900 GB/s both ways)"
+    "H100",
+    989e12,
+    3.35e12,
+    80e9,
+    450e9,
+    "NVIDIA H100 SXM data sheet (BF16 without sparsity; NVLink 900 GB/s both ways)",
 )
 
 

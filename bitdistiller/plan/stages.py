@@ -204,7 +204,15 @@ class _Scale:
         work = step * run.steps + self._validations(shape, run, rows, length, attention)
         work += passes(stored_bytes=checkpoints * written) + _loading(shape) + _hashing(2 * teacher.hidden * length)
         held = memory.training(
-            shape, teacher, rows, length, count, attention == "plain", checkpointing, self.setup.devices, self.setup.sharding
+            shape,
+            teacher,
+            rows,
+            length,
+            count,
+            attention == "plain",
+            checkpointing,
+            self.setup.devices,
+            self.setup.sharding,
         )
         return Stage(
             kind, key, shape.name, run.steps * run.batch_tokens, work, held,
@@ -408,7 +416,9 @@ def _peer_work(method: str, iterations: int, shape: Architecture, quantizer: Qua
         return passes(rounded_weights=20 * shape.quantizable)
     if method == "gptq":
         tokens = rows * quantizer.calibration_length
-        hessians = sum(count * (2 * tokens * inner**2 + inner**3 + 2 * inner**2 * out) for (inner, out), count in shape.matrices)
+        hessians = sum(
+            count * (2 * tokens * inner**2 + inner**3 + 2 * inner**2 * out) for (inner, out), count in shape.matrices
+        )
         return once * 2 + passes(fp32_products=hessians)
     step = training_pass(shape, shape, _AUTO_ROUND_SAMPLES, quantizer.calibration_length, 0, "fused", False)
     return once * 2 + step * iterations

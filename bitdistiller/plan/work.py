@@ -47,7 +47,13 @@ PASSES = {
     "written tokens": "steps of the generation loop",
     "stages": "starts of a process with its imports",
 }
-_FLOPS = ("plain attention", "plain attention, backward", "fused attention", "fused attention, backward", "fp32 products")
+_FLOPS = (
+    "plain attention",
+    "plain attention, backward",
+    "fused attention",
+    "fused attention, backward",
+    "fp32 products",
+)
 CAST = 3  # moved bytes of a number cast between 16 and 32 bits: it reads and writes 6 where a copy of 4 bytes takes 8
 CANDIDATES = {"asymmetric": 100, "symmetric": 10, "none": 0}
 

@@ -1,0 +1,322 @@
+"""A plan as values, as lines for a terminal and as JSON.
+
+Hours are those of devices: a run on eight devices for an hour counts eight. ``cached`` is what DVC would not run again;
+nothing is run to find out. Assumptions that a number rests on are printed below the numbers.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import chdir
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from dvc.exceptions import DvcException
+
+from bitdistiller.config import Params, load_params
+from bitdistiller.errors import UserError
+from bitdistiller.plan.calibrate import calibration
+from bitdistiller.plan.machine import A100, CONTEXT, H100, Accelerator, Host
+from bitdistiller.plan.memory import PARTS, Memory
+from bitdistiller.plan.stages import KINDS, Setup, Stage, stages
+
+GPUS = (A100, H100)
+_HERE = Host.name
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage with its price.
+
+    Attributes:
+        stage: as it runs on GPUs.
+        seconds: by machine, from its beginning to its end.
+        devices: that it occupies meanwhile.
+        here: its memory on this machine.
+        cached: whether it is up to date; None if nobody knows.
+    """
+
+    stage: Stage
+    seconds: dict[str, float]
+    devices: int
+    here: Memory | None
+    cached: bool | None
+
+    def hours(self, machine: str) -> float:
+        """Device hours; those of this machine are of its processor alone."""
+        return self.seconds[machine] / 3600 * (1 if machine == _HERE else self.devices)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scale costs. ``notes`` say what is assumed or unknown."""
+
+    scale: str
+    folder: str
+    setup: Setup
+    rows: tuple[Row, ...]
+    machines: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def profile_params(name: str) -> Path:
+    """Parameter file of the scale in profiles/NAME.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path("profiles") / name / "params.yaml"
+    if not path.is_file():
+        known = sorted(found.parent.name for found in Path("profiles").glob("*/params.yaml"))
+        raise UserError(
+            f"there is no profile {name!r} in {path.parent.parent.absolute()}; it has {', '.join(known) or 'none'}"
+        )
+    return path
+
+
+def make_plan(path: Path, setup: Setup, efficiency: float, artifacts: Path) -> Plan:
+    """The plan of the scale that ``path`` describes.
+
+    Args:
+        efficiency: share of a GPU's peak that matrix products reach.
+        artifacts: where the measurement of this machine is kept.
+
+    Raises:
+        UserError: parameters that do not fit, or a model of unknown shape.
+    """
+    params, artifacts = load_params(path), artifacts.absolute()
+    with chdir(path.absolute().parent):
+        on_gpus = stages(params, Path("results"), setup)
+        here = stages(params, Path("results"), Setup(host=True))
+        cached, why = _cached()
+    host, notes = _host(params, artifacts)
+    gpus = [replace(gpu, efficiency=efficiency) for gpu in GPUS]
+    rows = [
+        _row(gpu_stage, host_stage, gpus, host, None if cached is None else gpu_stage.name in cached)
+        for gpu_stage, host_stage in zip(on_gpus, here, strict=True)
+    ]
+    rows = [replace(row, devices=setup.devices if row.stage.spread else 1) for row in rows]
+    notes = [*why, *notes, *_assumptions(setup, efficiency)]
+    names = [*(gpu.name for gpu in gpus), *([host.name] if host else [])]
+    return Plan(params.scale, str(path.parent), setup, tuple(rows), tuple(names), tuple(notes))
+
+
+def _host(params: Params, artifacts: Path) -> tuple[Host | None, list[str]]:
+    if torch.cuda.is_available():
+        return None, [
+            "this machine has a GPU, whose hours are those of the nearest column; its processor is not measured"
+        ]
+    threads = min(params.threads, torch.get_num_threads() if params.threads > 1 else 1)
+    found = calibration(threads, artifacts)
+    return found.host(), [
+        f"this machine: {found.machine}, {threads} threads, measured ({artifacts.name}/machine-*.json)"
+    ]
+
+
+def _row(stage: Stage, here: Stage, gpus: Sequence[Accelerator], host: Host | None, cached: bool | None) -> Row:
+    seconds = {gpu.name: max(gpu.seconds(stage.work), gpu.exchange(stage.exchanged)) for gpu in gpus}
+    if host is None:
+        return Row(stage, seconds, 1, None, cached)
+    return Row(stage, {**seconds, host.name: host.seconds(here.work)}, 1, here.memory.on_host(host.runtime), cached)
+
+
+def _cached() -> tuple[set[str] | None, list[str]]:
+    """Names of stages that DVC would not run; None and a sentence if it cannot tell."""
+    from bitdistiller.reproduce import Pipeline
+
+    try:
+        pipeline = Pipeline()
+    except (DvcException, UserError) as error:
+        return None, [f"what is cached is not known: {' '.join(str(error).split())}"]
+    return set(pipeline.stages) - set(pipeline.outdated), []
+
+
+def _assumptions(setup: Setup, efficiency: float) -> list[str]:
+    found = [
+        f"GPUs: matrix products at {efficiency:.0%} of the bf16 peak (an assumption: Llama 3 reports 38 to 43 %, arXiv "
+        "2407.21783), memory at 80 % of its bandwidth; change the first with --efficiency",
+        "text, answers and texts to score are taken at their full length; padding counts; GPU memory adds "
+        f"{CONTEXT / 1e9:.1f} GB of CUDA's own",
+        "disk counts what stays twice, since DVC copies it into its cache where the file system cannot share blocks",
+    ]
+    if setup.devices > 1:
+        found.append(
+            f"training runs on {setup.devices} devices, "
+            + ("fully sharded" if setup.sharding == "full" else "each with a whole copy (DDP)")
+            + ", communication overlapped with computing; hours are of devices, all other stages use one"
+        )
+    return found
+
+
+# --- for a terminal -----------------------------------------------------------------------------------------------------
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """What the command prints."""
+    rows = plan.rows
+    known = [row for row in rows if row.cached is not None]
+    done = f", {sum(bool(row.cached) for row in known)} up to date" if known else ""
+    trained = [row for row in rows if row.stage.kind == "train"]
+    yield f"{plan.scale} scale ({plan.folder}): {len(trained)} runs, {len(rows)} stages{done}"
+    yield ""
+    hours = [f"{machine} h" for machine in plan.machines]
+    yield from table(["stage", "count", "done", "tokens", "FLOPs", "memory", "disk", *hours], _kinds(plan))
+    yield ""
+    if trained:
+        yield from table(["run", "model", "tokens", "FLOPs", "memory", *hours, "done"], map(_run(plan), trained))
+        yield ""
+        yield f"Memory of one device by part, {_spread(plan.setup)}:"
+        yield from table(["model", *PARTS[:-1], "CUDA", "total"], _parts(trained))
+        yield ""
+    yield from _totals(plan)
+    yield from (f"- {note}" for note in plan.notes)
+
+
+def table(header: list[str], body) -> Iterator[str]:
+    """Aligned columns: the first to the left, all others to the right."""
+    cells = [header, *([str(cell) for cell in row] for row in body)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+
+
+def _kinds(plan: Plan) -> Iterator[list[str]]:
+    for kind in KINDS:
+        rows = [row for row in plan.rows if row.stage.kind == kind]
+        if rows:
+            yield [kind, *_sums(plan, rows)]
+    yield ["all", *_sums(plan, plan.rows)]
+    left = [row for row in plan.rows if not row.cached]
+    if len(left) < len(plan.rows):
+        yield ["not done", *_sums(plan, left)]
+
+
+def _sums(plan: Plan, rows: Sequence[Row]) -> list[str]:
+    done = "?" if any(row.cached is None for row in rows) else str(sum(bool(row.cached) for row in rows))
+    return [
+        str(len(rows)),
+        done,
+        quantity(sum(row.stage.tokens for row in rows)),
+        quantity(sum(flops(row) for row in rows)),
+        size(max((device_bytes(row) for row in rows), default=0)),
+        size(sum(2 * row.stage.disk for row in rows) + max((row.stage.scratch for row in rows), default=0)),
+        *(hours(sum(row.hours(machine) for row in rows)) for machine in plan.machines),
+    ]
+
+
+def _run(plan: Plan):
+    def cells(row: Row) -> list[str]:
+        prices = [hours(row.hours(machine)) for machine in plan.machines]
+        done = "?" if row.cached is None else "yes" if row.cached else "no"
+        stage = row.stage
+        return [
+            stage.key,
+            stage.model,
+            quantity(stage.tokens),
+            quantity(flops(row)),
+            size(device_bytes(row)),
+            *prices,
+            done,
+        ]
+
+    return cells
+
+
+def _parts(rows: Sequence[Row]) -> Iterator[list[str]]:
+    distinct = {(row.stage.model, tuple(row.stage.memory.parts.items())): row for row in rows}
+    for row in distinct.values():
+        held = row.stage.memory.parts
+        yield [
+            row.stage.model,
+            *(size(held.get(part, 0)) if held.get(part) else "-" for part in PARTS[:-1]),
+            size(CONTEXT),
+            size(device_bytes(row)),
+        ]
+
+
+def _spread(setup: Setup) -> str:
+    if setup.devices == 1:
+        return "on one device"
+    return f"{setup.devices} devices, " + ("fully sharded" if setup.sharding == "full" else "DDP")
+
+
+def _totals(plan: Plan) -> Iterator[str]:
+    left = [row for row in plan.rows if not row.cached]
+    for machine in plan.machines:
+        devices = 1 if machine == _HERE else plan.setup.devices
+        elapsed = sum(row.seconds[machine] / (1 if row.stage.spread else devices) for row in left) / 3600
+        yield f"{machine}: {hours(elapsed)} hours on {_count(devices)} for what is not done"
+    largest = max(plan.rows, key=device_bytes)
+    if device_bytes(largest) > A100.memory:
+        yield (
+            f"{largest.stage.name} needs {size(device_bytes(largest))} on a device, more than the {size(A100.memory)} of an "
+            "A100 or H100: plan with --devices and --sharding full, more micro_batches, or activation_checkpointing"
+        )
+    host = max((row.stage.memory.host for row in plan.rows), default=0)
+    if host > 1e9:
+        yield f"memory of the host beside a GPU: {size(host)} for the states of a teacher, and a model in fp32 while it is loaded"
+
+
+def _count(devices: int) -> str:
+    return "one device" if devices == 1 else f"{devices} devices"
+
+
+def flops(row: Row) -> float:
+    """FLOPs of a stage on all its devices."""
+    return row.stage.work.flops * row.devices
+
+
+def device_bytes(row: Row) -> float:
+    """Peak memory of one GPU, CUDA's own included."""
+    held = row.stage.memory.total
+    return held + CONTEXT if held else 0
+
+
+def quantity(value: float) -> str:
+    """Three digits and a prefix: 1.23 P."""
+    for prefix, unit in (("Z", 1e21), ("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= unit:
+            return f"{value / unit:.3g} {prefix}"
+    return f"{value:.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units."""
+    return f"{quantity(value)}B" if value >= 1e3 else f"{value:.0f} B"
+
+
+def hours(value: float) -> str:
+    """Hours with as many digits as they deserve."""
+    return f"{value:.3f}" if value < 1 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+# --- for programs -------------------------------------------------------------------------------------------------------
+
+
+def record(plan: Plan) -> dict:
+    """The plan in seconds, bytes and FLOPs, stage by stage."""
+    return {
+        "scale": plan.scale,
+        "devices": plan.setup.devices,
+        "sharding": plan.setup.sharding,
+        "notes": list(plan.notes),
+        "stages": [
+            {
+                "stage": row.stage.name,
+                "model": row.stage.model,
+                "cached": row.cached,
+                "devices": row.devices,
+                "tokens": row.stage.tokens,
+                "flops": flops(row),
+                "seconds": row.seconds,
+                "device_memory_bytes": {**row.stage.memory.parts, "runtime": CONTEXT},
+                "host_memory_bytes": row.stage.memory.host,
+                "memory_here_bytes": row.here.parts if row.here else None,
+                "disk_bytes": row.stage.disk,
+                "scratch_bytes": row.stage.scratch,
+            }
+            for row in plan.rows
+        ],
+    }
