@@ -21,15 +21,17 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bitdistiller.assets import sha256_file
+from bitdistiller.data.blocks import encode
 from bitdistiller.device import has_bf16
 from bitdistiller.distill.chunked import chunked_loss
 from bitdistiller.distill.objective import Objective
 from bitdistiller.evaluate.likelihood import inference, target_log_probs
 from bitdistiller.evaluate.reference import compare_with_original
 from bitdistiller.evaluate.weights import summarize_weights
+from bitdistiller.models.micro import WEIGHTS_DIR
 from bitdistiller.plan.architecture import Architecture, shape_of
 from bitdistiller.plan.machine import Host
 from bitdistiller.plan.work import CANDIDATES, Work, backward, forward, head
@@ -101,14 +103,14 @@ def measure(threads: int, machine: str) -> Calibration:
     clock, each = _Clock(threads), {}
     try:
         rates = [(size, _product_rate(clock, size)) for size in _SIZES]
-        steps = [_fp32, _attention, _quantizer, _optimizer, _logits, _memory, _files, _layers, _generation]
+        steps = [_fp32, _attention, _quantizer, _optimizer, _logits, _memory, _files, _text, _layers, _generation]
         for step in tqdm(steps, desc="measuring this machine", unit="part", leave=False):
             each |= step(clock, Host(tuple(rates), each, 0))
     finally:
         torch.set_num_threads(before)
         torch.set_rng_state(state)
-    seconds, runtime = _start()
-    return Calibration(machine=machine, threads=threads, rates=rates, each={**each, "stages": seconds}, runtime=runtime)
+    starts, runtime = _start(threads)
+    return Calibration(machine=machine, threads=threads, rates=rates, each={**each, **starts}, runtime=runtime)
 
 
 def _low() -> torch.dtype:
@@ -155,7 +157,9 @@ def _attention(clock: _Clock, host: Host) -> dict[str, float]:
 
         one, two = clock.best(there), clock.best(both)
         found |= {f"{name} attention": one / flops, f"{name} attention, backward": max(two - one, 0) / (back * flops)}
-    return found
+    last, keys, values = (torch.randn(64, heads, length, size).to(_low()) for length in (1, _LENGTH, _LENGTH))
+    one = clock.best(lambda: F.scaled_dot_product_attention(last, keys, values))
+    return {**found, "cached attention": one / (4 * last.numel() * _LENGTH)}
 
 
 def _autocast():
@@ -229,6 +233,13 @@ def _files(clock: _Clock, host: Host) -> dict[str, float]:
         return {"stored bytes": wall.best(lambda: path.write_bytes(data) and sha256_file(path), 0) / len(data)}
 
 
+def _text(clock: _Clock, host: Host) -> dict[str, float]:
+    """Seconds a character of a byte-level tokenizer, on prose."""
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS_DIR / "micro-1m")
+    prose = [__doc__] * 200
+    return {"tokenized characters": clock.best(lambda: encode(tokenizer, prose)) / sum(map(len, prose))}
+
+
 def _llama(layers: int, width: int, tokens: int = _VOCABULARY) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=tokens, hidden_size=width, num_hidden_layers=layers, num_attention_heads=max(1, width // 64),
@@ -255,7 +266,7 @@ def _layers(clock: _Clock, host: Host) -> dict[str, float]:
     ):
 
         def seconds(model: LlamaForCausalLM, tokens: torch.Tensor, run=run) -> float:
-            return clock.best(lambda: run(model, tokens), 2 * _LEAST)
+            return clock.best(lambda: run(model, tokens), 6 * _LEAST)
 
         known = {
             **dict.fromkeys(("activations", "activations, backward", "layer calls", "layer steps"), 0.0),
@@ -315,12 +326,43 @@ def _generation(clock: _Clock, host: Host) -> dict[str, float]:
     return {"written tokens": max(clock.best(write, 0) / new - step, 0)}
 
 
-def _start() -> tuple[float, float]:
-    """Seconds and peak bytes of a process that imports what a stage imports, and does nothing."""
-    command = "import bitdistiller.distill.trainer, bitdistiller.evaluate.tasks"
-    start = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-c", command], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    _, _, usage = os.wait4(child.pid, 0)
-    unit = 1 if sys.platform == "darwin" else 1024
-    child.returncode = 0
-    return min(time.perf_counter() - start, usage.ru_utime + usage.ru_stime), usage.ru_maxrss * unit
+_IMPORTS = {"stages": "bitdistiller.distill.trainer", "scorings": "bitdistiller.evaluate.tasks"}
+# The peak of a process counts that of its parent at the fork, so a small one has to stand between.
+_WATCH = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:], stdout=sys.stderr)
+_, status, usage = os.wait4(child.pid, 0)
+peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+times = [usage.ru_utime + usage.ru_stime, time.perf_counter() - start]
+with open(sys.argv[1], "w") as file:
+    json.dump([os.waitstatus_to_exitcode(status), *times, peak], file)
+"""
+
+
+@dataclass(frozen=True)
+class ProcessCost:
+    """Exit status, CPU and wall seconds and peak resident bytes of a process."""
+
+    status: int
+    cpu_seconds: float
+    wall_seconds: float
+    peak_bytes: int
+
+
+def process_cost(command: list[str], **options) -> ProcessCost:
+    """Run a command to its end; ``options`` are those of ``subprocess.run``."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "cost.json")
+        subprocess.run([sys.executable, "-S", "-E", "-c", _WATCH, str(result), *command], check=True, **options)
+        return ProcessCost(*json.loads(result.read_text()))
+
+
+def _start(threads: int) -> tuple[dict[str, float], float]:
+    """Seconds of a process that imports what a stage imports, what scoring tasks adds, and the peak bytes of both."""
+    costs = [
+        process_cost([sys.executable, "-c", f"import {', '.join(list(_IMPORTS.values())[: count + 1])}"])
+        for count in range(len(_IMPORTS))
+    ]
+    first, both = (cost.cpu_seconds if threads == 1 else cost.wall_seconds for cost in costs)
+    return {"stages": first, "scorings": max(both - first, 0)}, costs[-1].peak_bytes

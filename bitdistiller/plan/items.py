@@ -47,7 +47,16 @@ MMLU = Items(MMLU_ITEMS, 1, 390, 4, 1)
 MMLU_SHOT = 430  # characters of an example before an item: 2,150 for five
 GSM8K, GSM8K_EXAMPLES, GSM8K_QUESTION = 1319, 3300, 240
 HUMANEVAL, HUMANEVAL_PROMPT = 164, 450
-TEXTS = {"wikitext-2": 1_290_590}  # characters of the test split, where it is what ends a text rather than max_tokens
+# Characters of the splits of text sets: train, validation, test.
+TEXTS = {
+    "wikipedia": (1_396_287, 80_023, 167_181),
+    "books": (1_399_733, 84_763, 170_926),
+    "stories": (633_494, 35_267, 79_331),
+    "encyclopedia": (519_076, 23_123, 58_019),
+    "web": (568_659, 32_212, 63_895),
+    "wikitext-2": (10_929_707, 1_144_610, 1_290_590),
+}
+SPLITS = ("train", "validation", "test")
 
 _SMALL, _SMALL_TOKEN, _LARGE, _LARGE_TOKEN = 4096, 3.38, 49152, 4.37
 
@@ -56,3 +65,9 @@ def token_characters(vocabulary: int) -> float:
     """Mean characters of a token of English."""
     slope = (_LARGE_TOKEN - _SMALL_TOKEN) / math.log2(_LARGE / _SMALL)
     return max(1.0, _SMALL_TOKEN + slope * math.log2(vocabulary / _SMALL))
+
+
+def text_characters(names: list[str], split: str) -> float:
+    """Characters of text sets together; infinite if one of them is not known."""
+    place = SPLITS.index(split)
+    return sum(TEXTS[name][place] if name in TEXTS else math.inf for name in names)

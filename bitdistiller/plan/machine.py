@@ -36,6 +36,7 @@ _BYTES = {
     "sampled logits": 40,
     "evaluated logits": 30,
     "moved bytes": 2,
+    "cached attention": 1,
 }
 # Kernels: of a layer forward and back, and of one candidate of the clipping search over 2**18 weights.
 _KERNELS = {"layer calls": 45, "layer steps": 110, "written tokens": 60, "searched weights": 16 / 2**18}

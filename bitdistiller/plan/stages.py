@@ -152,7 +152,7 @@ class _Scale:
         if kind == "student_text":
             work += passes(rounded_weights=shape.quantizable)
         tokens = (text.sequences + text.corpus_sequences) * text.length
-        work += _loading(shape)
+        work += _loading(shape) + _tokenizing(text.text, "train")
         held = memory.generating(shape, max(1, rows), text.prompt_length, text.length, low)
         if self.setup.host:  # it is loaded in fp32 before it is cast
             held = max(held, Memory({"masters": 4 * shape.parameters}), key=lambda one: one.total)
@@ -175,7 +175,7 @@ class _Scale:
         shape, (sequences, length) = architecture(data.teacher), self._size(data.training_text)
         rows, tokens = max(1, _BATCH // length), sequences * length
         work = (forward(shape, rows, length) + cast(shape)) * (sequences / rows)
-        work += head(shape, tokens, 512) + passes(sampled_logits=tokens * shape.vocabulary) + _loading(shape)
+        work += head(shape, tokens, 512) + passes(compared_logits=tokens * shape.vocabulary) + _loading(shape)
         disk = 2 * tokens * shape.hidden + 2 * shape.head + 9 * tokens + 20 * shape.vocabulary
         return Stage(kind, key, shape.name, tokens, work, memory.caching(shape, tokens, rows * length), disk=disk)
 
@@ -184,6 +184,8 @@ class _Scale:
         shape = architecture(quantizer.model)
         tokens, length = quantizer.calibration_tokens, quantizer.calibration_length
         work = search(shape, quantizer.clip, tokens, length, quantizer.group_size) + _loading(shape)
+        if quantizer.clip != "none":
+            work += _tokenizing(quantizer.text, "train")
         held = memory.searching(shape, tokens, length)
         if quantizer.clip == "none":
             return Stage(kind, key, shape.name, 0, work, Memory({"masters": held.parts["masters"]}))
@@ -202,6 +204,7 @@ class _Scale:
         step = one * count + update(shape) * (1 / (self.setup.devices if self.setup.sharding == "full" else 1))
         checkpoints, written = run.steps // run.checkpoint_every, 12 * shape.parameters
         work = step * run.steps + self._validations(shape, run, rows, length, attention)
+        work += _tokenizing(run.validation_text, "validation")
         work += passes(stored_bytes=checkpoints * written) + _loading(shape) + _hashing(2 * teacher.hidden * length)
         held = memory.training(
             shape,
@@ -327,6 +330,12 @@ def _loading(shape: Architecture) -> Work:
     return passes(stored_bytes=2 * shape.parameters, moved_bytes=8 * shape.parameters)
 
 
+def _tokenizing(texts: list[str], split: str) -> Work:
+    """A whole split is tokenized whatever is taken of it; that of a file of unknown size is not counted."""
+    size = items.text_characters(texts, split)
+    return passes(tokenized_characters=size if math.isfinite(size) else 0)
+
+
 def _hashing(size: float) -> Work:
     return passes(stored_bytes=size)
 
@@ -342,7 +351,7 @@ def _evaluation(shape: Architecture, chosen: EvaluationParams, models: int) -> t
         work += passes(compared_logits=logits) if models > 1 else passes(scored_logits=logits)
         tokens += count
     if chosen.tasks:
-        work += cast(shape)
+        work += cast(shape) + passes(scorings=1)
     for name, task in chosen.tasks.items():
         known = items.BENCHMARKS.get(name, items.UNKNOWN)
         part, read = _choices(shape, known, min(task.limit, known.count), 0, chosen.batch_tokens)
@@ -356,9 +365,7 @@ def _read(shape: Architecture, tokens: float) -> Work:
 
 
 def _test_tokens(texts: list[str], vocabulary: int) -> float:
-    if set(texts) <= set(items.TEXTS):
-        return sum(items.TEXTS[name] for name in texts) / items.token_characters(vocabulary)
-    return math.inf
+    return items.text_characters(texts, "test") / items.token_characters(vocabulary)
 
 
 def _choices(
@@ -385,7 +392,7 @@ def _writes(chosen: ReasoningParams) -> bool:
 
 
 def _reasoning(shape: Architecture, chosen: ReasoningParams) -> tuple[Work, float]:
-    size, work, tokens = items.token_characters(shape.vocabulary), cast(shape), 0.0
+    size, work, tokens = items.token_characters(shape.vocabulary), cast(shape) + passes(scorings=1), 0.0
     if chosen.mmlu:
         count = min(items.SUBJECTS * chosen.mmlu.limit, items.MMLU_ITEMS)
         shared = chosen.mmlu.shots * items.MMLU_SHOT
@@ -399,7 +406,7 @@ def _reasoning(shape: Architecture, chosen: ReasoningParams) -> tuple[Work, floa
             answers = min(section.limit, most) * section.samples
             prompt, new = round(question / size), section.max_new_tokens
             rows = min(answers, max(1, chosen.batch_tokens // (prompt + new)))
-            batch = writing(shape, rows, prompt, new, round(examples / size), "plain")
+            batch = writing(shape, rows, prompt, new, round(examples / size))
             work, tokens = work + batch * (answers / rows), tokens + answers * (prompt + new)
     return work, tokens
 

@@ -20,7 +20,7 @@ from typing import Literal
 from bitdistiller.plan.architecture import Architecture
 from bitdistiller.plan.memory import activation_bytes
 
-Attention = Literal["plain", "fused"]
+Attention = Literal["plain", "fused", "cached"]
 Product = tuple[int, int, int]  # rows, in, out
 
 PASSES = {
@@ -28,6 +28,7 @@ PASSES = {
     "plain attention, backward": "the same, backward",
     "fused attention": "FLOPs of attention in one kernel, forward",
     "fused attention, backward": "the same, backward",
+    "cached attention": "FLOPs of one query a sequence that meets cached keys and values",
     "fp32 products": "FLOPs of matrix products in fp32: the clipping search and its calibration pass",
     "activations": "bytes of activations formed",
     "activations, backward": "bytes of activations gone through again",
@@ -45,15 +46,15 @@ PASSES = {
     "layer calls": "layers run forward, whatever their size",
     "layer steps": "layers run forward and backward, whatever their size",
     "written tokens": "steps of the generation loop",
+    "tokenized characters": "characters of text read and tokenized",
     "stages": "starts of a process with its imports",
+    "scorings": "the imports that scoring tasks needs beside them",
 }
 _FLOPS = (
-    "plain attention",
-    "plain attention, backward",
-    "fused attention",
-    "fused attention, backward",
-    "fp32 products",
-)
+    "plain attention", "plain attention, backward", "fused attention", "fused attention, backward",
+    "cached attention", "fp32 products",
+)  # fmt: skip
+
 CAST = 3  # moved bytes of a number cast between 16 and 32 bits: it reads and writes 6 where a copy of 4 bytes takes 8
 CANDIDATES = {"asymmetric": 100, "symmetric": 10, "none": 0}
 
@@ -184,23 +185,20 @@ def update(shape: Architecture) -> Work:
     return passes(updated_parameters=shape.parameters)
 
 
-def writing(
-    shape: Architecture, rows: int, prompt: int, new: int, shared: int = 0, attention: Attention = "fused"
-) -> Work:
+def writing(shape: Architecture, rows: int, prompt: int, new: int, shared: int = 0) -> Work:
     """``rows`` sequences continued by ``new`` tokens each, with cached keys and values.
 
     Args:
         prompt: tokens of each sequence before the first new one, without ``shared``.
         shared: tokens before them that all sequences have in common, computed once.
     """
-    start = forward(shape, rows, prompt, prompt + shared, attention)
+    start = forward(shape, rows, prompt, prompt + shared)
     if shared:
-        start += forward(shape, 1, shared, attention=attention)
+        start += forward(shape, 1, shared)
     context = shared + prompt + new / 2
-    step = forward(shape, rows, 1, round(context), attention) + head(shape, rows, rows)
+    step = forward(shape, rows, 1, round(context), "cached") + head(shape, rows, rows)
     cached = 2 * shape.layers * shape.kv_heads * shape.head_size * 2 * rows * (prompt + new / 2)
-    groups = shape.heads / shape.kv_heads
-    step += passes(sampled_logits=rows * shape.vocabulary, moved_bytes=cached * (2 + groups), written_tokens=1)
+    step += passes(sampled_logits=rows * shape.vocabulary, moved_bytes=cached, written_tokens=1)
     return start + step * new
 
 
