@@ -312,7 +312,7 @@ def plan(
     ] = 0.4,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write every stage as JSON.")] = None,
 ) -> None:
-    """Say what a scale costs before it starts: FLOPs, memory by part, disk, hours on GPUs and here, what is done already.
+    """Say what a scale costs before it starts: FLOPs, memory by part, disk, hours on GPUs and here, what is done.
 
     Nothing is run but, the first time, a benchmark of this machine that takes some twenty seconds.
     """

@@ -4,6 +4,6 @@
                           -> memory by part, disk
 
 ``architecture`` knows a model's shape from its configuration alone, ``work`` counts what passes through it cost,
-``memory`` what they hold, ``stages`` turns parameters into stages, ``machine`` and ``calibrate`` turn work into seconds,
-and ``report`` prints it. No weights are read and nothing is downloaded but, online, a configuration.
+``memory`` what they hold, ``stages`` turns parameters into stages, ``machine`` and ``calibrate`` turn work into
+seconds, and ``report`` prints it. No weights are read and nothing is downloaded but, online, a configuration.
 """

@@ -1,9 +1,9 @@
 """A model's shape from its configuration alone: what its layers multiply, and how many weights that is.
 
-The configuration comes from the micro models, from a folder, from the hub's cache or, for the models of the papers, from
-``architectures.yaml``, so that a plan needs neither weights nor a network. transformers builds the network on the meta
-device, where tensors have shapes and no data; whatever it builds is counted as ``quant.quantizable`` would quantize it,
-so any architecture with ``torch.nn.Linear`` layers has a plan.
+The configuration comes from the micro models, from a folder, from the hub's cache or, for the models of the papers,
+from ``architectures.yaml``, so that a plan needs neither weights nor a network. transformers builds the network on
+the meta device, where tensors have shapes and no data; whatever it builds is counted as ``quant.quantizable`` would
+quantize it, so any architecture with ``torch.nn.Linear`` layers has a plan.
 """
 
 from collections import Counter

@@ -1,10 +1,11 @@
 """How fast this machine is: a benchmark of seconds, of the functions that a pipeline spends its time in.
 
-Everything is measured alone, at one or two sizes, and per unit: an operation of matrix products, a byte of activations,
-a weight that is rounded, a logit of the loss. No run of the pipeline is looked at, so that predictions can be compared
-with runs afterwards (``benchmarks/plan.py``). Each number is the best of a few calls, in CPU time of one thread or
-wall time of several: other programs can only make a call slower. What a whole layer takes beyond its products, attention
-and rounding is laid to its activations. The result is kept in ``artifacts/machine-KEY.json``; delete it to measure again.
+Everything is measured alone, at one or two sizes, and per unit: an operation of matrix products, a byte of
+activations, a weight that is rounded, a logit of the loss. No run of the pipeline is looked at, so that predictions
+can be compared with runs afterwards (``benchmarks/plan.py``). Each number is the best of a few calls, in CPU time of
+one thread or wall time of several: other programs can only make a call slower. What a whole layer takes beyond its
+products, attention and rounding is laid to its activations. The result is kept in ``artifacts/machine-KEY.json``;
+delete it to measure again.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """How much text there is to read: items of benchmarks in characters, and characters in a token.
 
-Before a benchmark is tokenised its length is a mean over its items, which ``tests/test_plan.py`` compares with
-the data. A vocabulary twice as large makes tokens longer by about the same amount each time: measured on
-held-out Wikipedia passages with the tokenizer of the micro models (4,096 entries) and SmolLM2's (49,152).
+Before a benchmark is tokenised its length is a mean over its items, which ``tests/test_plan.py`` compares with the
+data. A vocabulary twice as large makes tokens longer by about the same amount each time: measured on held-out
+Wikipedia passages with the tokenizer of the micro models (4,096 entries) and SmolLM2's (49,152).
 """
 
 import math

@@ -1,10 +1,10 @@
 """Seconds that work takes: on GPUs from their data sheets and an assumed efficiency, here from a measurement.
 
-What an accelerator reaches of its peak cannot be known from here, so ``efficiency`` is an assumption and an option. Its
-default of 0.4 is what Llama 3's authors report for H100 in bf16, 38 to 43 % (arXiv 2407.21783, table 4), with PaLM's 46 %
-(arXiv 2204.02311, table 3) above it. Those shares include all that is no matrix product, which is counted on top
-here, so times lean to the long side. Memory is taken to stream at 80 % of its peak. A product of few rows is bound by
-reading its weights, a small one by its launch; work and launches overlap, so whichever is longer counts.
+What an accelerator reaches of its peak cannot be known from here, so ``efficiency`` is an assumption and an option.
+Its default of 0.4 is what Llama 3's authors report for H100 in bf16, 38 to 43 % (arXiv 2407.21783, table 4), with
+PaLM's 46 % (arXiv 2204.02311, table 3) above it. Those shares include all that is no matrix product, which is counted
+on top here, so times lean to the long side. Memory is taken to stream at 80 % of its peak. A product of few rows is
+bound by reading its weights, a small one by its launch; work and launches overlap, so whichever is longer counts.
 """
 
 from collections.abc import Mapping

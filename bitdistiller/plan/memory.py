@@ -1,8 +1,8 @@
 r"""What a device holds at its fullest, by part.
 
 A training step is fullest either when the loss is formed (all activations, and of the gradients only the head's) or
-when the optimizer steps (all gradients and no activations); validation, whose logits are whole, may hold more than both.
-Parts are those of the fullest moment, in bytes:
+when the optimizer steps (all gradients and no activations); validation, whose logits are whole, may hold more than
+both. Parts are those of the fullest moment, in bytes:
 
 * **masters**: latent weights and all other parameters in fp32, 4 a parameter;
 * **weights**: 16-bit copies that matrix products read, 2 a parameter: rounded weights, kept for the backward pass;
@@ -12,10 +12,11 @@ Parts are those of the fullest moment, in bytes:
 * **activations** and **logits**: below.
 
 Activations of one layer and token in mixed precision are what autograd saves: two norms keep their input and their
-normalised value in fp32 (16 H bytes; ``LayerNorm`` the input alone), every Linear its input in 16 bits, since autocast casts for each anew; queries,
-keys and values are kept in 16 bits as attention reads them, keys and values repeated for every head; the MLP's
-activation keeps its inputs and outputs. Plain attention keeps its scores besides, 6 bytes a head and pair of positions.
-Under activation checkpointing a layer keeps its input alone (4 H), and one layer at a time all of it.
+normalised value in fp32 (16 H bytes; ``LayerNorm`` the input alone), every Linear its input in 16 bits, since
+autocast casts for each anew; queries, keys and values are kept in 16 bits as attention reads them, keys and values
+repeated for every head; the MLP's activation keeps its inputs and outputs. Plain attention keeps its scores besides,
+6 bytes a head and pair of positions. Under activation checkpointing a layer keeps its input alone (4 H), and one
+layer at a time all of it.
 
 Fully sharded, N devices hold an N-th of masters, gradients and optimizer state each, and two layers gathered (the one
 that computes and the next), in fp32, as fake quantization reads latent weights; embedding and head are gathered too.

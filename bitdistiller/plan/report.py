@@ -1,10 +1,11 @@
 """A plan as values, as lines for a terminal and as JSON.
 
-Hours are those of devices: a run on eight devices for an hour counts eight. ``cached`` is what DVC would not run again;
-nothing is run to find out. Assumptions that a number rests on are printed below the numbers.
+Hours are those of devices: a run on eight devices for an hour counts eight. ``cached`` is what DVC would not run
+again; nothing is run to find out. Assumptions that a number rests on are printed below the numbers.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,13 +49,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a scale costs. ``notes`` say what is assumed or unknown."""
+    """What a scale costs.
+
+    Attributes:
+        jobs: stages that this machine runs at the same time; ``start``: seconds of imports in the time of each.
+        notes: what is assumed or unknown.
+    """
 
     scale: str
     folder: str
     setup: Setup
     rows: tuple[Row, ...]
     machines: tuple[str, ...]
+    jobs: int
+    start: float
     notes: tuple[str, ...]
 
 
@@ -97,7 +105,8 @@ def make_plan(path: Path, setup: Setup, efficiency: float, artifacts: Path) -> P
     rows = [replace(row, devices=setup.devices if row.stage.spread else 1) for row in rows]
     notes = [*why, *notes, *_assumptions(setup, efficiency)]
     names = [*(gpu.name for gpu in gpus), *([host.name] if host else [])]
-    return Plan(params.scale, str(path.parent), setup, tuple(rows), tuple(names), tuple(notes))
+    jobs, start = max(1, cores() // params.threads), host.each["stages"] if host else 0.0
+    return Plan(params.scale, str(path.parent), setup, tuple(rows), tuple(names), jobs, start, tuple(notes))
 
 
 def _host(params: Params, artifacts: Path) -> tuple[Host | None, list[str]]:
@@ -105,11 +114,16 @@ def _host(params: Params, artifacts: Path) -> tuple[Host | None, list[str]]:
         return None, [
             "this machine has a GPU, whose hours are those of the nearest column; its processor is not measured"
         ]
-    threads = min(params.threads, torch.get_num_threads() if params.threads > 1 else 1)
+    threads = min(params.threads, cores())
     found = calibration(threads, artifacts)
     return found.host(), [
         f"this machine: {found.machine}, {threads} threads, measured ({artifacts.name}/machine-*.json)"
     ]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _row(stage: Stage, here: Stage, gpus: Sequence[Accelerator], host: Host | None, cached: bool | None) -> Row:
@@ -147,7 +161,7 @@ def _assumptions(setup: Setup, efficiency: float) -> list[str]:
     return found
 
 
-# --- for a terminal -----------------------------------------------------------------------------------------------------
+# --- for a terminal ---------------------------------------------------------------------------------------------------
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -206,7 +220,7 @@ def _sums(plan: Plan, rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _run(plan: Plan):
+def _run(plan: Plan) -> Callable[[Row], list[str]]:
     def cells(row: Row) -> list[str]:
         prices = [hours(row.hours(machine)) for machine in plan.machines]
         done = "?" if row.cached is None else "yes" if row.cached else "no"
@@ -245,18 +259,25 @@ def _spread(setup: Setup) -> str:
 def _totals(plan: Plan) -> Iterator[str]:
     left = [row for row in plan.rows if not row.cached]
     for machine in plan.machines:
-        devices = 1 if machine == _HERE else plan.setup.devices
+        if machine == _HERE:
+            warm = sum(max(row.seconds[machine] - plan.start, 0) for row in left) / plan.jobs + (
+                plan.start if left else 0
+            )
+            how = f"with `bitdistiller reproduce`, {plan.jobs} stages at a time, which pay their imports once"
+            yield f"{machine}: {hours(warm / 3600)} hours for what is not done, {how}"
+            continue
+        devices = plan.setup.devices
         elapsed = sum(row.seconds[machine] / (1 if row.stage.spread else devices) for row in left) / 3600
-        yield f"{machine}: {hours(elapsed)} hours on {_count(devices)} for what is not done"
+        yield f"{machine}: {hours(elapsed)} hours for what is not done, on {_count(devices)}"
     largest = max(plan.rows, key=device_bytes)
     if device_bytes(largest) > A100.memory:
         yield (
-            f"{largest.stage.name} needs {size(device_bytes(largest))} on a device, more than the {size(A100.memory)} of an "
-            "A100 or H100: plan with --devices and --sharding full, more micro_batches, or activation_checkpointing"
+            f"{largest.stage.name} needs {size(device_bytes(largest))} on a device, more than the {size(A100.memory)} of "
+            "an A100 or H100: plan with --devices and --sharding full, more micro_batches, or activation_checkpointing"
         )
     host = max((row.stage.memory.host for row in plan.rows), default=0)
     if host > 1e9:
-        yield f"memory of the host beside a GPU: {size(host)} for the states of a teacher, and a model in fp32 while it is loaded"
+        yield f"host memory beside a GPU: {size(host)} for a teacher's states, and a model in fp32 while it is loaded"
 
 
 def _count(devices: int) -> str:
@@ -292,7 +313,7 @@ def hours(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
-# --- for programs -------------------------------------------------------------------------------------------------------
+# --- for programs -----------------------------------------------------------------------------------------------------
 
 
 def record(plan: Plan) -> dict:

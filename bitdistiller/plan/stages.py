@@ -1,8 +1,8 @@
 """Parameters -> the stages of dvc.yaml, each with its work, memory and disk.
 
-Every stage is counted from its section of params.yaml as its code would run it: the same batches, windows and steps. What
-only running can tell is taken from the long side: generated text runs to its full length, every answer to its last
-token, texts have as many tokens as are asked for. Where a training text exists already, its record says how much
+Every stage is counted from its section of params.yaml as its code would run it: the same batches, windows and steps.
+What only running can tell is taken from the long side: generated text runs to its full length, every answer to its
+last token, texts have as many tokens as are asked for. Where a training text exists already, its record says how much
 of it is padding, which the loss leaves out.
 """
 

@@ -1,15 +1,15 @@
 r"""What a stage asks of a processor: matrix products by their size, and passes over memory by what they pass over.
 
-Matrix products dominate large models: :math:`2 \cdot rows \cdot in \cdot out` FLOPs each, three of them for a layer that is
-trained (its output, and the gradients of its input and of its weight), once more the first under activation
-checkpointing. Attention takes :math:`4 \cdot d` FLOPs a head and pair of positions, masked ones included, as all kernels but
-a few compute them; its backward pass takes twice that, and half as much again where a fused kernel forms the
-scores anew. Beside them stands what costs time and no FLOPs worth counting: norms, gates and casts (bytes of
+Matrix products dominate large models: :math:`2 \cdot rows \cdot in \cdot out` FLOPs each, three of them for a layer
+that is trained (its output, and the gradients of its input and of its weight), once more the first under activation
+checkpointing. Attention takes :math:`4 \cdot d` FLOPs a head and pair of positions, masked ones included, as all
+kernels but a few compute them; its backward pass takes twice that, and half as much again where a fused kernel forms
+the scores anew. Beside them stands what costs time and no FLOPs worth counting: norms, gates and casts (bytes of
 activations), rounding of all weights in every forward pass, the update of AdamW, a dozen passes over the logits, and
 calls, which are all that counts for a single token.
 
-Quantities add up, so a stage is a sum over its passes and a scale the sum over its stages. A machine knows what
-each of them takes (``machine``). Tokens are counted with padding, since padding is computed too.
+Quantities add up, so a stage is a sum over its passes and a scale the sum over its stages. A machine knows what each
+of them takes (``machine``). Tokens are counted with padding, since padding is computed too.
 """
 
 from collections import Counter
