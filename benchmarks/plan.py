@@ -3,8 +3,8 @@
 Small parameter files name the models; their stages run through the ordinary commands, one after the other, and the
 plan of the same file is compared with what each took: CPU time (with one thread that is what the wall clock would
 show on an idle machine; both are written down) and peak resident memory. The machine is measured first, in this call,
-by the benchmark that `bitdistiller plan` runs; nothing is fitted to the stages. Run with ``make benchmark``, or for
-one model with ``--models smollm2-135m``: results of other models in the file are kept.
+by the benchmark that `bitdistiller plan` runs; nothing is fitted to the stages. Run with ``python
+benchmarks/plan.py``, or for one model with ``--models smollm2-135m``: results of other models in the file are kept.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def scale(model: str) -> dict:
         "root": ".", "weights": ".", "scale": "benchmark", "threads": 1,
         "training_text": {"text": {
             "generator": model, "sequences": 128 if small else 8, "corpus_sequences": 0 if small else 16,
-            "text": _TEXTS, "length": length, "prompt_length": 16, "temperature": 0.7, "top_p": 1.0, "batch_size": 64 if small else 8,
-            "seed": 0}},
+            "text": _TEXTS, "length": length, "prompt_length": 16, "temperature": 0.7, "top_p": 1.0,
+            "batch_size": 64 if small else 8, "seed": 0}},
         "student_text": {}, "instruction_text": {}, "reasoning": {}, "ptq": {}, "peers": {}, "studies": {},
         "data": {"data": {"teacher": model, "training_text": "text"}},
         "quantizers": {"int2": {

@@ -1,6 +1,6 @@
 """A plan as values, as lines for a terminal and as JSON.
 
-Hours are those of devices: a run on eight devices for an hour counts eight. ``cached`` is what DVC would not run
+Times are those of devices: a run on eight devices for an hour counts eight hours. ``cached`` is what DVC would not run
 again; nothing is run to find out. Assumptions that a number rests on are printed below the numbers.
 """
 
@@ -42,9 +42,9 @@ class Row:
     here: Memory | None
     cached: bool | None
 
-    def hours(self, machine: str) -> float:
-        """Device hours; those of this machine are of its processor alone."""
-        return self.seconds[machine] / 3600 * (1 if machine == _HERE else self.devices)
+    def occupied(self, machine: str) -> float:
+        """Seconds of all devices together; this machine is one."""
+        return self.seconds[machine] * (1 if machine == _HERE else self.devices)
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ def make_plan(path: Path, setup: Setup, efficiency: float, artifacts: Path) -> P
 
 def _host(params: Params, artifacts: Path) -> tuple[Host | None, list[str]]:
     if torch.cuda.is_available():
-        return None, [
-            "this machine has a GPU, whose hours are those of the nearest column; its processor is not measured"
-        ]
+        return None, ["this machine has a GPU, so look at the nearest column; its processor is not measured"]
     threads = min(params.threads, cores())
     found = calibration(threads, artifacts)
     return found.host(), [
@@ -156,7 +154,7 @@ def _assumptions(setup: Setup, efficiency: float) -> list[str]:
         found.append(
             f"training runs on {setup.devices} devices, "
             + ("fully sharded" if setup.sharding == "full" else "each with a whole copy (DDP)")
-            + ", communication overlapped with computing; hours are of devices, all other stages use one"
+            + ", communication overlapped with computing; times are of devices together, all other stages use one"
         )
     return found
 
@@ -172,11 +170,12 @@ def lines(plan: Plan) -> Iterator[str]:
     trained = [row for row in rows if row.stage.kind == "train"]
     yield f"{plan.scale} scale ({plan.folder}): {len(trained)} runs, {len(rows)} stages{done}"
     yield ""
-    hours = [f"{machine} h" for machine in plan.machines]
-    yield from table(["stage", "count", "done", "tokens", "FLOPs", "memory", "disk", *hours], _kinds(plan))
+    yield from table(["stage", "count", "done", "tokens", "FLOPs", "memory", "disk", *plan.machines], _kinds(plan))
     yield ""
     if trained:
-        yield from table(["run", "model", "tokens", "FLOPs", "memory", *hours, "done"], map(_run(plan), trained))
+        yield from table(
+            ["run", "model", "tokens", "FLOPs", "memory", *plan.machines, "done"], map(_run(plan), trained)
+        )
         yield ""
         yield f"Memory of one device by part, {_spread(plan.setup)}:"
         yield from table(["model", *PARTS[:-1], "CUDA", "total"], _parts(trained))
@@ -216,13 +215,13 @@ def _sums(plan: Plan, rows: Sequence[Row]) -> list[str]:
         quantity(sum(flops(row) for row in rows)),
         size(max((device_bytes(row) for row in rows), default=0)),
         size(sum(2 * row.stage.disk for row in rows) + max((row.stage.scratch for row in rows), default=0)),
-        *(hours(sum(row.hours(machine) for row in rows)) for machine in plan.machines),
+        *(duration(sum(row.occupied(machine) for row in rows)) for machine in plan.machines),
     ]
 
 
 def _run(plan: Plan) -> Callable[[Row], list[str]]:
     def cells(row: Row) -> list[str]:
-        prices = [hours(row.hours(machine)) for machine in plan.machines]
+        prices = [duration(row.occupied(machine)) for machine in plan.machines]
         done = "?" if row.cached is None else "yes" if row.cached else "no"
         stage = row.stage
         return [
@@ -264,16 +263,17 @@ def _totals(plan: Plan) -> Iterator[str]:
                 plan.start if left else 0
             )
             how = f"with `bitdistiller reproduce`, {plan.jobs} stages at a time, which pay their imports once"
-            yield f"{machine}: {hours(warm / 3600)} hours for what is not done, {how}"
+            yield f"{machine}: {duration(warm)} for what is not done, {how}"
             continue
         devices = plan.setup.devices
-        elapsed = sum(row.seconds[machine] / (1 if row.stage.spread else devices) for row in left) / 3600
-        yield f"{machine}: {hours(elapsed)} hours for what is not done, on {_count(devices)}"
+        elapsed = sum(row.seconds[machine] / (1 if row.stage.spread else devices) for row in left)
+        yield f"{machine}: {duration(elapsed)} for what is not done, on {_count(devices)}"
     largest = max(plan.rows, key=device_bytes)
     if device_bytes(largest) > A100.memory:
         yield (
-            f"{largest.stage.name} needs {size(device_bytes(largest))} on a device, more than the {size(A100.memory)} of "
-            "an A100 or H100: plan with --devices and --sharding full, more micro_batches, or activation_checkpointing"
+            f"{largest.stage.name} needs {size(device_bytes(largest))} on a device, more than the "
+            f"{size(A100.memory)} of an A100 or H100: plan with --devices and --sharding full, more micro_batches, or "
+            "activation_checkpointing"
         )
     host = max((row.stage.memory.host for row in plan.rows), default=0)
     if host > 1e9:
@@ -308,9 +308,11 @@ def size(value: float) -> str:
     return f"{quantity(value)}B" if value >= 1e3 else f"{value:.0f} B"
 
 
-def hours(value: float) -> str:
-    """Hours with as many digits as they deserve."""
-    return f"{value:.3f}" if value < 1 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, three digits."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:,.1f} h"
 
 
 # --- for programs -----------------------------------------------------------------------------------------------------
