@@ -379,6 +379,19 @@ def test_the_command_prints_a_plan_and_writes_it(tmp_path, monkeypatch, tiny_mod
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "profiles"]
 
 
+@pytest.mark.usefixtures("calibrated")
+def test_what_does_not_fit_is_named_with_a_way_out(tmp_path, tiny_text):
+    params = tiny.make_params("meta-llama/Llama-2-13b-hf@main", tiny_text)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    shown = {
+        setup: "\n".join(report.lines(report.make_plan(tmp_path / "params.yaml", setup, 0.4, tmp_path)))
+        for setup in (Setup(), Setup(4, "full"))
+    }
+    assert "train@student needs" in shown[Setup()] and "train@student needs" not in shown[Setup(4, "full")]
+    for text in shown.values():
+        assert "evaluate@student needs" in text and "it runs on one device, so it needs a larger one" in text
+
+
 def test_stages_that_are_up_to_date_are_found(tmp_path):
     """In a process of its own, as DVC warns of what its libraries will change."""
     commands = {

@@ -104,7 +104,7 @@ def measure(threads: int, machine: str) -> Calibration:
     clock, each = _Clock(threads), {}
     try:
         rates = [(size, _product_rate(clock, size)) for size in _SIZES]
-        steps = [_fp32, _attention, _quantizer, _optimizer, _logits, _memory, _files, _text, _layers, _generation]
+        steps = [_memory, _fp32, _attention, _quantizer, _optimizer, _logits, _files, _text, _layers, _generation]
         for step in tqdm(steps, desc="measuring this machine", unit="part", leave=False):
             each |= step(clock, Host(tuple(rates), each, 0))
     finally:
@@ -168,13 +168,13 @@ def _autocast():
 
 
 def _quantizer(clock: _Clock, host: Host) -> dict[str, float]:
-    w, x = torch.randn(512, 1024) * 0.02, torch.randn(128, 256)
+    w, x = torch.randn(512, 1024) * 0.02, torch.randn(128, 512)
     fmt = make_format(**_FORMAT)
     rounded = clock.best(lambda: fake_quantize(w, fmt).to(_low())) / w.numel()
-    part = w[:256, :256].contiguous()
+    part = w[:, :512].contiguous()  # as many weights as the search works on at a time
     candidates = CANDIDATES["asymmetric"] * part.numel()
     products = 2 * _FORMAT["group_size"] * candidates * host.each["fp32 products"]
-    searched = max(clock.best(lambda: search_clip(part, x, fmt), 0) - products, 0) / candidates
+    searched = max(clock.best(lambda: search_clip(part, x, fmt), 8 * _LEAST) - products, 0) / candidates
     return {"rounded weights": rounded, "searched weights": searched}
 
 

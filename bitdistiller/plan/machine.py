@@ -130,8 +130,9 @@ class Host:
 
     def seconds(self, work: Work) -> float:
         """Time of ``work`` on the threads that were measured."""
+        # Rates are measured with weights in the cache, where those of a whole model are not: they are read anew.
         products = sum(
-            2 * rows * inner * out * count / self.rate(rows, inner, out)
+            count * (2 * rows * inner * out / self.rate(rows, inner, out) + inner * out * self.each["moved bytes"])
             for (rows, inner, out), count in work.products.items()
         )
         return products + sum(amount * self.each[name] for name, amount in work.passes.items())

@@ -15,8 +15,8 @@ Activations of one layer and token in mixed precision are what autograd saves: t
 normalised value in fp32 (16 H bytes; ``LayerNorm`` the input alone), every Linear its input in 16 bits, since
 autocast casts for each anew; queries, keys and values are kept in 16 bits as attention reads them, keys and values
 repeated for every head; the MLP's activation keeps its inputs and outputs. Plain attention keeps its scores besides,
-6 bytes a head and pair of positions. Under activation checkpointing a layer keeps its input alone (4 H), and one
-layer at a time all of it.
+6 bytes a head and pair of positions. On the way back a layer forms about as much again for its gradients, twice.
+Under activation checkpointing a layer keeps its input alone (4 H), and one layer at a time all of it.
 
 Fully sharded, N devices hold an N-th of masters, gradients and optimizer state each, and two layers gathered (the one
 that computes and the next), in fp32, as fake quantization reads latent weights; embedding and head are gathered too.
@@ -107,7 +107,7 @@ def training(
         **state,
         "weights": 2 * (student.quantizable / (student.layers if checkpointing or share > 1 else 1) + student.head),
         "gradients": buckets + (gradients if micro_batches > 1 else 0),
-        "activations": kept + 8 * tokens * student.hidden,
+        "activations": kept + 2 * tokens * activation_bytes(student) / student.layers + 8 * tokens * student.hidden,
         "logits": 4 * student.head + 2 * 2 * chunk * student.vocabulary + _BLOCK,
     }
     step = {**state, "gradients": gradients + buckets}

@@ -268,16 +268,21 @@ def _totals(plan: Plan) -> Iterator[str]:
         devices = plan.setup.devices
         elapsed = sum(row.seconds[machine] / (1 if row.stage.spread else devices) for row in left)
         yield f"{machine}: {duration(elapsed)} for what is not done, on {_count(devices)}"
-    largest = max(plan.rows, key=device_bytes)
-    if device_bytes(largest) > A100.memory:
-        yield (
-            f"{largest.stage.name} needs {size(device_bytes(largest))} on a device, more than the "
-            f"{size(A100.memory)} of an A100 or H100: plan with --devices and --sharding full, more micro_batches, or "
-            "activation_checkpointing"
-        )
+    for kind in KINDS:
+        largest = max((row for row in plan.rows if row.stage.kind == kind), key=device_bytes, default=None)
+        if largest and device_bytes(largest) > A100.memory:
+            yield _too_large(largest)
     host = max((row.stage.memory.host for row in plan.rows), default=0)
     if host > 1e9:
         yield f"host memory beside a GPU: {size(host)} for a teacher's states, and a model in fp32 while it is loaded"
+
+
+def _too_large(row: Row) -> str:
+    advice = "it runs on one device, so it needs a larger one"
+    if row.stage.spread:
+        advice = "plan with --devices and --sharding full, more micro_batches, or activation_checkpointing"
+    needed, there = size(device_bytes(row)), size(A100.memory)
+    return f"{row.stage.name} needs {needed} on a device, and an A100 or H100 has {there}: {advice}"
 
 
 def _count(devices: int) -> str:

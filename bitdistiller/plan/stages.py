@@ -155,7 +155,8 @@ class _Scale:
         work += _loading(shape) + _tokenizing(text.text, "train")
         held = memory.generating(shape, max(1, rows), text.prompt_length, text.length, low)
         if self.setup.host:  # it is loaded in fp32 before it is cast
-            held = max(held, Memory({"masters": 4 * shape.parameters}), key=lambda one: one.total)
+            loading = Memory({"masters": 4 * shape.parameters, "weights": 2 * shape.parameters})
+            held = max(held, loading, key=lambda one: one.total)
         return Stage(kind, key, shape.name, tokens, work, held, disk=tokens * _LINE)
 
     def _instruction_text(self, kind: str, key: str) -> Stage:
