@@ -9,7 +9,7 @@ of it is padding, which the loss leaves out.
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitdistiller.config import (
@@ -40,10 +40,13 @@ from bitdistiller.plan.work import (
     writing,
 )
 
-KINDS = (
-    "text", "student_text", "instruction_text", "teacher", "clip", "train", "evaluate", "baseline", "ptq", "peer",
-    "peer_scores", "reason", "study", "report",
-)  # fmt: skip
+# Kinds of stages and the section of params.yaml that each has an instance for.
+_SECTIONS = {
+    "text": "training_text", "student_text": "student_text", "instruction_text": "instruction_text", "teacher": "data",
+    "clip": "quantizers", "train": "runs", "evaluate": "runs", "baseline": "baselines", "ptq": "ptq", "peer": "peers",
+    "peer_scores": "peers", "reason": "reasoning", "study": "studies", "report": None,
+}  # fmt: skip
+KINDS = tuple(_SECTIONS)
 _BATCH = 4096  # tokens of a batch of stage `teacher`
 _LINE = 9.5  # bytes a token in a file of training text: its number and its letters
 _TOKENIZER = 4e6  # bytes of a student's tokenizer
@@ -115,21 +118,11 @@ class _Scale:
     setup: Setup
 
     def all(self) -> Iterator[Stage]:
-        for kind in KINDS:
-            section: dict[str, object] = {
-                "text": self.params.training_text, "teacher": self.params.data, "clip": self.params.quantizers,
-                "train": self.params.runs, "evaluate": self.params.runs, "baseline": self.params.baselines,
-                "peer": self.params.peers, "peer_scores": self.params.peers, "reason": self.params.reasoning,
-                "study": self.params.studies, "report": {"": None},
-            }.get(kind) or getattr(self.params, kind, {})  # fmt: skip
-            make: Callable = getattr(self, f"_{kind}", self._light)
-            for key in section:
-                yield self._started(make(kind, key))
-
-    @staticmethod
-    def _started(stage: Stage) -> Stage:
-        fields = {**stage.__dict__, "work": stage.work + passes(stages=1, stored_bytes=stage.disk)}
-        return Stage(**fields)
+        for kind, section in _SECTIONS.items():
+            make: Callable[[str, str], Stage] = getattr(self, f"_{kind}", self._light)
+            for key in getattr(self.params, section) if section else [""]:
+                stage = make(kind, key)
+                yield replace(stage, work=stage.work + passes(stages=1, stored_bytes=stage.disk))
 
     def _light(self, kind: str, key: str) -> Stage:
         return Stage(kind, key, "", 0, NOTHING, Memory())
@@ -137,12 +130,12 @@ class _Scale:
     # --- texts ------------------------------------------------------------------------------------------------------
 
     def _text(self, kind: str, key: str) -> Stage:
-        return self._written_text(kind, key, architecture(self.params.training_text[key].generator), low=True)
+        return self._written_text(kind, key, architecture(self.params.training_text[key].generator))
 
     def _student_text(self, kind: str, key: str) -> Stage:
-        return self._written_text(kind, key, self._quantized(self.params.student_text[key].generator), low=True)
+        return self._written_text(kind, key, self._quantized(self.params.student_text[key].generator))
 
-    def _written_text(self, kind: str, key: str, shape: Architecture, low: bool) -> Stage:
+    def _written_text(self, kind: str, key: str, shape: Architecture) -> Stage:
         text: TextParams = self.params.texts[key]
         batches = math.ceil(text.sequences / text.batch_size)
         rows = min(text.batch_size, text.sequences)
@@ -153,7 +146,7 @@ class _Scale:
             work += passes(rounded_weights=shape.quantizable)
         tokens = (text.sequences + text.corpus_sequences) * text.length
         work += _loading(shape) + _tokenizing(text.text, "train")
-        held = memory.generating(shape, max(1, rows), text.prompt_length, text.length, low)
+        held = memory.generating(shape, max(1, rows), text.prompt_length, text.length, low=True)
         if self.setup.host:  # it is loaded in fp32 before it is cast
             loading = Memory({"masters": 4 * shape.parameters, "weights": 2 * shape.parameters})
             held = max(held, loading, key=lambda one: one.total)
