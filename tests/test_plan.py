@@ -101,6 +101,8 @@ PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": 6_738_415_616,
     "meta-llama/Llama-2-13b-hf": 13_015_864_320,
     "openlm-research/open_llama_3b_v2": 3_426_473_600,
+    "princeton-nlp/Sheared-LLaMA-1.3B": 1_345_423_360,
+    "princeton-nlp/Sheared-LLaMA-2.7B": 2_701_560_320,
 }
 
 

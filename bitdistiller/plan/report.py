@@ -103,7 +103,7 @@ def make_plan(path: Path, setup: Setup, efficiency: float, artifacts: Path) -> P
         for gpu_stage, host_stage in zip(on_gpus, here, strict=True)
     ]
     rows = [replace(row, devices=setup.devices if row.stage.spread else 1) for row in rows]
-    notes = [*why, *notes, *_assumptions(setup, efficiency)]
+    notes = [*why, *notes, *_assumptions(params, setup, efficiency)]
     names = [*(gpu.name for gpu in gpus), *([host.name] if host else [])]
     jobs, start = max(1, cores() // params.threads), host.each["stages"] if host else 0.0
     return Plan(params.scale, str(path.parent), setup, tuple(rows), tuple(names), jobs, start, tuple(notes))
@@ -142,7 +142,7 @@ def _cached() -> tuple[set[str] | None, list[str]]:
     return set(pipeline.stages) - set(pipeline.outdated), []
 
 
-def _assumptions(setup: Setup, efficiency: float) -> list[str]:
+def _assumptions(params: Params, setup: Setup, efficiency: float) -> list[str]:
     found = [
         f"GPUs: matrix products at {efficiency:.0%} of the bf16 peak (an assumption: Llama 3 reports 38 to 43 %, arXiv "
         "2407.21783), memory at 80 % of its bandwidth; change the first with --efficiency",
@@ -150,6 +150,10 @@ def _assumptions(setup: Setup, efficiency: float) -> list[str]:
         f"{CONTEXT / 1e9:.1f} GB of CUDA's own",
         "disk counts what stays twice, since DVC copies it into its cache where the file system cannot share blocks",
     ]
+    if params.peers:
+        found.append(
+            "other people's quantizers (peer) run on the processor; their times are rough, whatever the column"
+        )
     if setup.devices > 1:
         found.append(
             f"training runs on {setup.devices} devices, "
@@ -226,7 +230,7 @@ def _run(plan: Plan) -> Callable[[Row], list[str]]:
         stage = row.stage
         return [
             stage.key,
-            stage.model,
+            short(stage.model),
             quantity(stage.tokens),
             quantity(flops(row)),
             size(device_bytes(row)),
@@ -242,7 +246,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[list[str]]:
     for row in distinct.values():
         held = row.stage.memory.parts
         yield [
-            row.stage.model,
+            short(row.stage.model),
             *(size(held.get(part, 0)) if held.get(part) else "-" for part in PARTS[:-1]),
             size(CONTEXT),
             size(device_bytes(row)),
@@ -274,7 +278,7 @@ def _totals(plan: Plan) -> Iterator[str]:
             yield _too_large(largest)
     host = max((row.stage.memory.host for row in plan.rows), default=0)
     if host > 1e9:
-        yield f"host memory beside a GPU: {size(host)} for a teacher's states, and a model in fp32 while it is loaded"
+        yield f"host memory beside a GPU: {size(host)} at most, for a teacher's states, and a model while it is loaded"
 
 
 def _too_large(row: Row) -> str:
@@ -298,6 +302,11 @@ def device_bytes(row: Row) -> float:
     """Peak memory of one GPU, CUDA's own included."""
     held = row.stage.memory.total
     return held + CONTEXT if held else 0
+
+
+def short(model: str) -> str:
+    """A model's name without its revision."""
+    return model.partition("@")[0]
 
 
 def quantity(value: float) -> str:

@@ -294,7 +294,8 @@ class _Scale:
         quantizer = self.params.quantizers[peer.quantizer]
         shape = architecture(quantizer.model)
         work = _peer_work(peer.method, peer.iterations or 0, shape, quantizer) + _loading(shape) * 3
-        held = memory.searching(shape, quantizer.calibration_tokens, quantizer.calibration_length)
+        copies = 8 * shape.parameters  # the model and what becomes of it, on the processor in any case
+        held = Memory({"masters": copies}) if self.setup.host else Memory(host=copies)
         return Stage(
             kind, key, shape.name, quantizer.calibration_tokens, work, held,
             disk=4 * shape.parameters + _TOKENIZER, scratch=8 * shape.parameters,
