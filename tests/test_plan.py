@@ -33,7 +33,7 @@ from bitdistiller.models.micro import MICRO_MODELS
 from bitdistiller.plan import items, memory, report
 from bitdistiller.plan.architecture import architecture, find_config, shape_of
 from bitdistiller.plan.calibrate import Calibration, process_cost
-from bitdistiller.plan.machine import A100, H100, Host
+from bitdistiller.plan.machine import A100, EFFICIENCY, H100, Host
 from bitdistiller.plan.stages import Setup, stages
 from bitdistiller.plan.work import PASSES, Work, backward, distillation_loss, forward, head, passes, update, writing
 from bitdistiller.quant import make_format, quantizable, quantize_model
@@ -422,6 +422,14 @@ def test_bad_input_is_one_sentence(arguments, sentence):
     assert isinstance(done.exception, UserError)
     assert sentence in str(done.exception)
     assert "\n" not in str(done.exception)
+
+
+def test_the_default_efficiency_is_the_documented_one():
+    from typer.main import get_command
+
+    option = next(param for param in get_command(app).commands["plan"].params if param.name == "efficiency")
+    assert option.default == EFFICIENCY == A100.efficiency
+    assert f"Its default, {EFFICIENCY}," in (ROOT / "docs/howto/plan.md").read_text()
 
 
 def test_a_model_of_unknown_shape_is_one_sentence():

@@ -114,9 +114,8 @@ def _host(params: Params, artifacts: Path) -> tuple[Host | None, list[str]]:
         return None, ["this machine has a GPU, so look at the nearest column; its processor is not measured"]
     threads = min(params.threads, cores())
     found = calibration(threads, artifacts)
-    return found.host(), [
-        f"this machine: {found.machine}, {threads} threads, measured ({artifacts.name}/machine-*.json)"
-    ]
+    used = f"{threads} thread{'s' if threads > 1 else ''}"
+    return found.host(), [f"this machine: {found.machine}, {used}, measured ({artifacts.name}/machine-*.json)"]
 
 
 def cores() -> int:
