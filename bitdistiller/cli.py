@@ -315,6 +315,38 @@ def trace(
 
 
 @app.command()
+def plan(
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Scale in profiles/NAME: short for `--params profiles/NAME/params.yaml`.", metavar="NAME"),
+    ] = None,
+    params: ParamsPath = DEFAULT_PARAMS,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs that each run trains on.")] = 1,
+    sharding: Annotated[
+        str, typer.Option(help="`none`: every device holds all of a student (DDP); `full`: an equal part (FSDP).")
+    ] = "none",
+    efficiency: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Share of a GPU's peak that matrix products are assumed to reach.")
+    ] = 0.4,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write every stage as JSON.")] = None,
+) -> None:
+    """Say what a scale costs before it starts: FLOPs, memory by part, disk, hours on GPUs and here, what is done.
+
+    Nothing is run but, the first time, a benchmark of this machine that takes some twenty seconds.
+    """
+    from bitdistiller.plan.report import lines, make_plan, profile_params, record
+    from bitdistiller.plan.stages import Setup
+
+    if sharding not in ("none", "full"):
+        raise UserError(f"--sharding is none or full, not {sharding!r}")
+    path = profile_params(profile) if profile else params
+    found = make_plan(path, Setup(devices, sharding), efficiency, ARTIFACTS)
+    print("\n".join(lines(found)))
+    if json_out is not None:
+        _write_json(record(found), json_out)
+
+
+@app.command()
 def publish(params: ParamsPath = DEFAULT_PARAMS) -> None:
     """Copy what this scale's studies found to reports/scales of the project: the report of every scale shows it."""
     from bitdistiller.report import publish as publish_scale
