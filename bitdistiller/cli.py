@@ -321,10 +321,19 @@ def plan(
         typer.Option(help="Scale in profiles/NAME: short for `--params profiles/NAME/params.yaml`.", metavar="NAME"),
     ] = None,
     params: ParamsPath = DEFAULT_PARAMS,
-    devices: Annotated[int, typer.Option(min=1, help="GPUs that each run trains on.")] = 1,
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="GPUs that each run trains on.", show_default="num_processes of what `accelerate` names"
+        ),
+    ] = None,
     sharding: Annotated[
-        str, typer.Option(help="`none`: every device holds all of a student (DDP); `full`: an equal part (FSDP).")
-    ] = "none",
+        str | None,
+        typer.Option(
+            help="`none`: every device holds all of a student (DDP); `full`: an equal part (FSDP).",
+            show_default="as each run says",
+        ),
+    ] = None,
     efficiency: Annotated[
         float, typer.Option(min=0.01, max=1, help="Share of a GPU's peak that matrix products are assumed to reach.")
     ] = 0.4,
@@ -336,10 +345,14 @@ def plan(
     """
     from bitdistiller.plan.report import lines, make_plan, profile_params, record
     from bitdistiller.plan.stages import Setup
+    from bitdistiller.training.processes import asked_for
 
-    if sharding not in ("none", "full"):
+    if sharding not in (None, "none", "full"):
         raise UserError(f"--sharding is none or full, not {sharding!r}")
     path = profile_params(profile) if profile else params
+    if devices is None:
+        configuration = _load(path).accelerate
+        devices = asked_for(path.parent / configuration) if configuration else 1
     found = make_plan(path, Setup(devices, sharding), efficiency, ARTIFACTS)
     print("\n".join(lines(found)))
     if json_out is not None:

@@ -178,8 +178,11 @@ class TaskParams(Section):
 
 
 class EvaluationParams(Section):
+    """What every model is scored on. ``weights`` in bf16 take half the memory; low-bit values are rounded to it."""
+
     perplexity: dict[str, PerplexityParams]
     tasks: dict[str, TaskParams]
+    weights: Literal["fp32", "bf16"] = "fp32"
     batch_tokens: PositiveInt
     seed: Seed
 

@@ -26,6 +26,7 @@ from bitdistiller.evaluate.tasks import quiet
 from bitdistiller.models import load_model
 from bitdistiller.quant import make_format, quantizable
 from bitdistiller.results import ITEM_COLUMNS, RunScores, Score
+from tests import tiny
 from tests.tiny import make_model, make_params, sentences
 
 
@@ -240,6 +241,15 @@ def test_keeping_the_threshold_gives_the_error_of_finding_it_in_every_resample()
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 200))
+def test_weights_in_16_bits_score_nearly_the_same(tiny_model, tiny_text, tmp_path):
+    params = tiny.params(tiny_model, tiny_text)
+    halved = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"weights": "bf16"})})
+    exact, low = (evaluate_run("full", chosen, tmp_path)[0] for chosen in (params, halved))
+    assert exact.model_sha256 != low.model_sha256 and low.parameters_used["evaluation"]["weights"] == "bf16"
+    one, other = ({(s.task, s.metric): s.value for s in record.scores} for record in (exact, low))
+    assert one.keys() == other.keys() and other == pytest.approx(one, rel=0.05, abs=0.02)
+
+
 def test_batches_hold_everything_once_and_keep_to_the_budget(lengths, budget):
     batches = list(by_length(lengths, budget))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))

@@ -247,7 +247,15 @@ def shrink(values: dict) -> dict:
     values["evaluation"]["perplexity"]["wikitext-2"].update(window=64, max_tokens=400)
     values["evaluation"]["tasks"] = {"piqa": {"limit": 4, "shots": 0, "source": "hub"}}
     values["evaluation"]["batch_tokens"] = 1024
-    return values | {"root": str(ROOT), "threads": 1, "accelerate": None, "defaults": {}, "peers": {}, "reasoning": {}, "studies": {}}
+    return values | {
+        "root": str(ROOT),
+        "threads": 1,
+        "accelerate": None,
+        "defaults": {},
+        "peers": {},
+        "reasoning": {},
+        "studies": {},
+    }
 
 
 def parquet(records: list[dict]) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from bitdistiller.config import Params, QuantizerParams, entry
+from bitdistiller.config import EvaluationParams, Params, QuantizerParams, entry
 from bitdistiller.data.text import text_provenance
 from bitdistiller.distill.student import load_student, prepare_student
 from bitdistiller.evaluate import evaluate_model
@@ -43,8 +43,15 @@ class Candidate:
     used: dict
     sizes: dict[str, float] = field(default_factory=lambda: dict(FULL_PRECISION))
 
+    def settle(self, evaluation: EvaluationParams) -> None:
+        """Replace latent weights by low-bit values for good, and hold them as ``evaluation`` says."""
+        bake(self.loaded.model)
+        if evaluation.weights == "bf16":
+            for model in filter(None, (self.loaded.model, self.original and self.original.model)):
+                model.to(torch.bfloat16)
+
     def described(self) -> dict:
-        """The fields of ``RunScores`` that say what was scored. The model must be baked."""
+        """The fields of ``RunScores`` that say what was scored. The model must be settled."""
         return {
             "model": self.used["model"],
             "origin": self.origin,
@@ -65,10 +72,8 @@ def evaluate_run(name: str, params: Params, artifacts: Path) -> tuple[RunScores,
     torch.set_num_threads(params.threads)
     candidate = load_candidate(name, params, artifacts)
     model, original = candidate.loaded.model, candidate.original and candidate.original.model
-    weights = None
-    if is_quantized(model):
-        weights = summarize_weights(model, original)
-        bake(model)
+    weights = summarize_weights(model, original) if is_quantized(model) else None
+    candidate.settle(params.evaluation)
     scores, items = evaluate_model(model, candidate.loaded.tokenizer, params.evaluation, original)
     record = RunScores(
         run=name,

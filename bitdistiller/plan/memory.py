@@ -8,7 +8,7 @@ both. Parts are those of the fullest moment, in bytes:
 * **weights**: 16-bit copies that matrix products read, 2 a parameter: rounded weights, kept for the backward pass;
 * **gradients**, fp32, 4 a parameter; DDP has as much again in its buckets;
 * **optimizer**: two moments of AdamW in fp32, 8 a parameter;
-* **teacher**: its head in 16 bits and the hidden states of one micro-batch; in stage `teacher` all states;
+* **teacher**: its head in 16 bits and the hidden states of one micro-batch;
 * **activations** and **logits**: below.
 
 Activations of one layer and token in mixed precision are what autograd saves: two norms keep their input and their
@@ -116,15 +116,16 @@ def training(
     return Memory(fullest(loss, step, validation))
 
 
-def scoring(shape: Architecture, tokens: int, models: int = 1, logits: int = 2**22) -> Memory:
+def scoring(shape: Architecture, tokens: int, models: int = 1, logits: int = 2**22, low: bool = False) -> Memory:
     """Models in fp32 with 16-bit copies of their weights, and one layer's activations of ``tokens`` tokens.
 
     Args:
         logits: how many are held at a time (``evaluate.likelihood``).
+        low: weights are held in 16 bits alone.
     """
     return Memory(
         {
-            "masters": 4 * shape.parameters * models,
+            **({} if low else {"masters": 4 * shape.parameters * models}),
             "weights": 2 * shape.parameters * models,
             "activations": tokens * (activation_bytes(shape) / shape.layers + 8 * shape.hidden),
             "logits": (2 + 4) * models * logits,
@@ -132,10 +133,9 @@ def scoring(shape: Architecture, tokens: int, models: int = 1, logits: int = 2**
     )
 
 
-def caching(shape: Architecture, tokens: int, batch: int) -> Memory:
-    """Stage `teacher`: the states of all ``tokens`` stay on the host, twice while they are joined."""
-    memory = scoring(shape, batch, logits=512 * shape.vocabulary)
-    return Memory(memory.parts, host=2 * 2 * tokens * shape.hidden)
+def caching(shape: Architecture, batch: int, low: bool = False) -> Memory:
+    """Stage `teacher`, whose states go to disk batch by batch."""
+    return scoring(shape, batch, logits=512 * shape.vocabulary, low=low)
 
 
 def generating(shape: Architecture, rows: int, prompt: int, length: int, low: bool) -> Memory:

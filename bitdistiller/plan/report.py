@@ -155,9 +155,8 @@ def _assumptions(params: Params, setup: Setup, efficiency: float) -> list[str]:
         )
     if setup.devices > 1:
         found.append(
-            f"training runs on {setup.devices} devices, "
-            + ("fully sharded" if setup.sharding == "full" else "each with a whole copy (DDP)")
-            + ", communication overlapped with computing; times are of devices together, all other stages use one"
+            f"training runs on {_spread(setup)}, communication overlapped with computing; times are of devices "
+            "together, all other stages use one"
         )
     return found
 
@@ -252,10 +251,13 @@ def _parts(rows: Sequence[Row]) -> Iterator[list[str]]:
         ]
 
 
+_SPREAD = {"full": "fully sharded", "none": "each with a whole copy (DDP)", None: "sharded as each run says"}
+
+
 def _spread(setup: Setup) -> str:
     if setup.devices == 1:
         return "on one device"
-    return f"{setup.devices} devices, " + ("fully sharded" if setup.sharding == "full" else "DDP")
+    return f"{setup.devices} devices, {_SPREAD[setup.sharding]}"
 
 
 def _totals(plan: Plan) -> Iterator[str]:

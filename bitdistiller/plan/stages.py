@@ -56,10 +56,13 @@ _AUTO_ROUND_SAMPLES = 8  # sequences of an AutoRound step, its default
 
 @dataclass(frozen=True)
 class Setup:
-    """What runs are spread over, and whether the device is the host itself, which decides how attention runs."""
+    """What runs are spread over, and whether the device is the host itself, which decides how attention runs.
+
+    Without ``sharding`` each run is as its parameters say.
+    """
 
     devices: int = 1
-    sharding: Sharding = "none"
+    sharding: Sharding | None = None
     host: bool = False
 
     def attention(self, length: int) -> Attention:
@@ -159,7 +162,7 @@ class _Scale:
         rows = max(1, text.batch_tokens // text.length)
         work = writing(shape, rows, prompt, text.length - prompt) * (text.sequences / rows)
         tokens = text.sequences * text.length
-        held = memory.generating(shape, rows, prompt, text.length, low=False)
+        held = memory.generating(shape, rows, prompt, text.length, low=True)
         return Stage(kind, key, shape.name, tokens, work + cast(shape) + _loading(shape), held, disk=tokens * _LINE)
 
     # --- teacher, clipping, training ----------------------------------------------------------------------------------
@@ -170,8 +173,9 @@ class _Scale:
         rows, tokens = max(1, _BATCH // length), sequences * length
         work = (forward(shape, rows, length) + cast(shape)) * (sequences / rows)
         work += head(shape, tokens, 512) + passes(compared_logits=tokens * shape.vocabulary) + _loading(shape)
+        held = memory.caching(shape, rows * length, low=data.teacher_weights == "bf16")
         disk = 2 * tokens * shape.hidden + 2 * shape.head + 9 * tokens + 20 * shape.vocabulary
-        return Stage(kind, key, shape.name, tokens, work, memory.caching(shape, tokens, rows * length), disk=disk)
+        return Stage(kind, key, shape.name, tokens, work, held, disk=disk)
 
     def _clip(self, kind: str, key: str) -> Stage:
         quantizer = self.params.quantizers[key]
@@ -191,11 +195,11 @@ class _Scale:
         shape, data = self._quantized(run.quantizer), self.params.data[run.data]
         teacher, (_, length) = architecture(data.teacher), self._size(data.training_text)
         rows, count = self._micro_batches(key, run, length)
-        checkpointing = bool(getattr(run, "activation_checkpointing", False))
         attention = self.setup.attention(length)
         filled = self._filled(data.training_text)
-        one = training_pass(shape, teacher, rows, length, filled, attention, checkpointing)
-        step = one * count + update(shape) * (1 / (self.setup.devices if self.setup.sharding == "full" else 1))
+        one = training_pass(shape, teacher, rows, length, filled, attention, run.activation_checkpointing)
+        sharding = self.setup.sharding or run.sharding
+        step = one * count + update(shape) * (1 / (self.setup.devices if sharding == "full" else 1))
         checkpoints, written = run.steps // run.checkpoint_every, 12 * shape.parameters
         work = step * run.steps + self._validations(shape, run, rows, length, attention)
         work += _tokenizing(run.validation_text, "validation")
@@ -207,15 +211,15 @@ class _Scale:
             length,
             count,
             attention == "plain",
-            checkpointing,
+            run.activation_checkpointing,
             self.setup.devices,
-            self.setup.sharding,
+            sharding,
         )
         return Stage(
             kind, key, shape.name, run.steps * run.batch_tokens, work, held,
             disk=4 * shape.parameters + _TOKENIZER,
             scratch=written * min(checkpoints, _KEPT_CHECKPOINTS + 1),
-            exchanged=self._exchanged(shape, count, checkpointing) * run.steps,
+            exchanged=self._exchanged(shape, count, sharding) * run.steps,
             spread=True,
         )  # fmt: skip
 
@@ -239,11 +243,11 @@ class _Scale:
         batch += passes(rounded_weights=shape.quantizable, evaluated_logits=tokens * shape.vocabulary)
         return batch * (times * sequences / rows)
 
-    def _exchanged(self, shape: Architecture, count: int, checkpointing: bool) -> float:
+    def _exchanged(self, shape: Architecture, count: int, sharding: Sharding) -> float:
         """Bytes of a step that a device sends: gradients once (DDP), or gathered layers and gradients in every pass."""
         devices = self.setup.devices
         ring = (devices - 1) / devices * 4 * shape.parameters
-        return ring * (2 if self.setup.sharding == "none" else 3 * count)
+        return ring * (2 if sharding == "none" else 3 * count)
 
     # --- scores -------------------------------------------------------------------------------------------------------
 
@@ -268,7 +272,8 @@ class _Scale:
         if quantized:
             work += passes(summarized_weights=shape.quantizable, rounded_weights=shape.quantizable)
         read, tokens = _evaluation(shape, self.params.evaluation, models)
-        held = memory.scoring(shape, self.params.evaluation.batch_tokens, models)
+        evaluation = self.params.evaluation
+        held = memory.scoring(shape, evaluation.batch_tokens, models, low=evaluation.weights == "bf16")
         return Stage(kind, key, shape.name, tokens, work + read, held)
 
     def _reason(self, kind: str, key: str) -> Stage:
@@ -278,8 +283,9 @@ class _Scale:
         new = max(part.max_new_tokens for part in (chosen.gsm8k, chosen.humaneval) if part) if _writes(chosen) else 0
         length = items.HUMANEVAL_PROMPT / items.token_characters(shape.vocabulary) + new
         rows = max(1, int(chosen.batch_tokens // length))
-        reading = memory.scoring(shape, chosen.batch_tokens)
-        held = memory.generating(shape, rows, int(length - new), int(length), low=False) if new else reading
+        low = self.params.evaluation.weights == "bf16"
+        reading = memory.scoring(shape, chosen.batch_tokens, low=low)
+        held = memory.generating(shape, rows, int(length - new), int(length), low=low) if new else reading
         loading = (_loading(shape) + _hashing(4 * shape.parameters)) * 2
         return Stage(kind, key, shape.name, tokens, work + loading, max(held, reading, key=lambda one: one.total))
 

@@ -28,7 +28,7 @@ from bitdistiller.config import InstructionTextParams
 from bitdistiller.data.blocks import encode
 from bitdistiller.data.generate import TrainingSequence, statistics
 from bitdistiller.data.overlap import NGRAM
-from bitdistiller.device import device
+from bitdistiller.device import device, has_bf16
 from bitdistiller.errors import UserError
 from bitdistiller.models import LoadedModel, require_context
 from bitdistiller.provenance import weights_sha256
@@ -46,7 +46,7 @@ def answer_instructions(params: InstructionTextParams, source: LoadedModel, path
 
     The journals in ``unfinished(path)`` may be deleted when the record is kept.
     """
-    model = source.model.to(device())
+    model = source.model.to(device(), torch.bfloat16 if has_bf16() else torch.float32)
     writer = Writer(model, source.tokenizer, params.batch_tokens, unfinished(path), weights_sha256(model))
 
     def write(_: LoadedModel, prompts: list[list[int]]) -> list[list[int]]:

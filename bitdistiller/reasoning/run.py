@@ -15,7 +15,6 @@ from bitdistiller.config import Params, ReasoningParams, entry
 from bitdistiller.device import device
 from bitdistiller.evaluate.run import load_candidate
 from bitdistiller.provenance import Stopwatch, environment
-from bitdistiller.quant import bake
 from bitdistiller.reasoning.answers import Answer
 from bitdistiller.reasoning.writing import Writer, unfinished
 from bitdistiller.results import RunScores, Score
@@ -36,7 +35,7 @@ def score_reasoning(
     watch, chosen = Stopwatch(), entry(params.reasoning, "reasoning", name)
     torch.set_num_threads(params.threads)
     candidate = load_candidate(name, params, artifacts)
-    bake(candidate.loaded.model)
+    candidate.settle(params.evaluation)
     candidate.loaded.model.to(device())
     described = candidate.described()
     candidate = replace(candidate, original=None)  # no longer needed, and as large as the model

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import yaml
 from accelerate import PartialState
 
 from bitdistiller.errors import UserError
@@ -29,6 +30,20 @@ def launched() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
 
 
+def asked_for(config: Path) -> int:
+    """How many processes an accelerate configuration starts.
+
+    Raises:
+        UserError: there is no such file, or it does not say.
+    """
+    if not config.is_file():
+        raise UserError(f"{config}, named by accelerate in params.yaml, is not a file; profiles/accelerate has some")
+    try:
+        return int(yaml.safe_load(config.read_text())["num_processes"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise UserError(f"{config} does not say num_processes; see the files in profiles/accelerate") from None
+
+
 def launch(config: Path, arguments: Sequence[str]) -> None:
     """Run ``bitdistiller ARGUMENTS`` in the processes that an accelerate configuration describes; returns at their end.
 
@@ -39,8 +54,7 @@ def launch(config: Path, arguments: Sequence[str]) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    if not config.is_file():
-        raise UserError(f"{config}, named by accelerate in params.yaml, is not a file; profiles/accelerate has some")
+    asked_for(config)
     for noisy in ("torch.distributed.elastic", "torch.distributed.run", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     options = ["--config_file", str(config), "--module", "bitdistiller", *arguments]
