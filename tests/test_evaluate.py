@@ -240,7 +240,6 @@ def test_keeping_the_threshold_gives_the_error_of_finding_it_in_every_resample()
     assert (score.low, score.high) == pytest.approx(np.percentile(shares, [2.5, 97.5]), rel=0.03)
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 200))
 def test_weights_in_16_bits_score_nearly_the_same(tiny_model, tiny_text, tmp_path):
     params = tiny.params(tiny_model, tiny_text)
     halved = params.model_copy(update={"evaluation": params.evaluation.model_copy(update={"weights": "bf16"})})
@@ -250,6 +249,7 @@ def test_weights_in_16_bits_score_nearly_the_same(tiny_model, tiny_text, tmp_pat
     assert one.keys() == other.keys() and other == pytest.approx(one, rel=0.05, abs=0.02)
 
 
+@given(lengths=st.lists(st.integers(1, 50), max_size=40), budget=st.integers(1, 200))
 def test_batches_hold_everything_once_and_keep_to_the_budget(lengths, budget):
     batches = list(by_length(lengths, budget))
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
