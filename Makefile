@@ -69,10 +69,11 @@ pretrain: $(READY) ## train the micro models again from scratch (about an hour)
 	.venv/bin/dvc repro pretrain/dvc.yaml
 	cp -r pretrain/artifacts/models/. bitdistiller/models/weights/
 
-benchmark: $(READY) ## time and memory of a distillation step, the clipping search and decoding beside their obvious versions
+benchmark: $(READY) ## time and memory of a step, the clipping search and decoding beside their obvious versions, and of stages beside their plan
 	.venv/bin/python benchmarks/step.py
 	.venv/bin/python benchmarks/clip.py
 	.venv/bin/python benchmarks/decode.py
+	.venv/bin/python benchmarks/plan.py
 
 test: $(READY) ## run the tests, without the slow ones
 	$(PYTEST) -m "not slow"

@@ -16,9 +16,7 @@ SMALL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "measure")
-)
+@pytest.mark.parametrize("name", sorted(SMALL))
 def test_a_benchmark_compares_ours_with_others(tmp_path, name):
     command = [
         sys.executable,
@@ -34,3 +32,9 @@ def test_a_benchmark_compares_ours_with_others(tmp_path, name):
     found = json.loads((tmp_path / "found.json").read_text())
     ratios = [value for key, value in found.items() if key.startswith(("ours_over_", "times_faster"))]
     assert ratios and min(ratios) > 0 and found["environment"]["commit"]
+
+
+def test_every_benchmark_is_run_by_a_test():
+    """That of the plan, which compares a prediction with a measurement, by its own."""
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == {*SMALL, "measure", "plan"}
+    assert "benchmarks" in (ROOT / "tests" / "test_plan.py").read_text()
