@@ -2,4 +2,5 @@
 
 from bitdistiller.launch import main
 
-main()
+if __name__ == "__main__":  # whoever imports all modules is not to run it
+    main()
