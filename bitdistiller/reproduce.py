@@ -206,7 +206,8 @@ def _work(pipeline: Pipeline, engine: _Here | _Ray, name: str) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with open(os.devnull) as nothing, _log(name).open("w") as log:
+    _log(name).write_text("")
+    with open(os.devnull) as nothing, _log(name).open("a") as log:  # another machine may write to it too
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -120,7 +120,8 @@ class Pipeline:
     def _run_elsewhere(self, stage: Stage, elsewhere: Elsewhere) -> None:
         """What DVC does in the place of starting a command: afterwards, the outputs are in this folder."""
         answer = elsewhere(self._request(stage))
-        print(answer["output"], flush=True)
+        if answer["output"]:
+            print(answer["output"], flush=True)
         if answer["error"]:
             raise DvcException(answer["error"])
         if answer["status"]:
