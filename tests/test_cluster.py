@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,7 +88,7 @@ def machines(cluster, monkeypatch) -> Iterator[Machines]:
     return cluster
 
 
-def outputs(folder: Path, stages: dict = STAGES) -> dict[str, bytes]:
+def outputs(folder: Path) -> dict[str, bytes]:
     """Everything that a folder's stages wrote, and its lock."""
     names = {path for path in folder.rglob("*") if path.is_file()} - set((folder / ".dvc").rglob("*"))
     kept = {path.relative_to(folder) for path in names}
@@ -107,20 +106,23 @@ TWO = {
     "half": {
         "foreach": ["a", "b"],
         "do": {
-            "cmd": NOTE + "echo $$ > pid-${item}; mkdir out-${item}; " + WAIT.format("go") + "echo ${item} > out-${item}/text",
+            "cmd": NOTE
+            + "echo $$ > pid-${item}; mkdir out-${item}; "
+            + WAIT.format("go")
+            + "echo ${item} > out-${item}/text",
             "outs": ["out-${item}"],
         },
     },
     "whole": {"cmd": NOTE + "cat out-a/text out-b/text > whole.txt", "deps": ["out-a", "out-b"], "outs": ["whole.txt"]},
-}  # fmt: skip
+}
 
 
 def test_a_machine_that_dies_changes_no_result(machines, tmp_path):
     serial = make_folder(tmp_path / "serial", TWO)
     (serial / "go").touch()
     dvc(serial, "repro")
-    (serial / "pid-a").unlink(), (serial / "pid-b").unlink()
-
+    for item in "ab":
+        (serial / f"pid-{item}").unlink()
     folder = make_folder(tmp_path / "here", TWO)
     process = start(folder, "--ray", machines.address)
     pids = [folder / "pid-a", folder / "pid-b"]
@@ -135,7 +137,7 @@ def test_a_machine_that_dies_changes_no_result(machines, tmp_path):
     assert process.returncode == 0, output + error
     begun = {item: attempts(folder, f"half@{item}") for item in "ab"}
     assert sorted(begun.values(), key=len) == [[machines.nodes["b"]], [dead, machines.nodes["b"]]]
-    assert sorted(ran(folder)) == sorted(["half@a", "half@b", "whole", *(f"half@{i}" for i in "ab" if len(begun[i]) == 2)])
+    assert ran(folder) == sorted(["whole", *(f"half@{item}" for item in "ab" for _ in begun[item])])
     for pid in pids:
         pid.unlink()
     assert outputs(folder) == outputs(serial)
@@ -181,8 +183,8 @@ def test_a_preempted_command_is_begun_again(machines, tmp_path):
     status, output, error = run(folder, "--ray", machines.address)
     assert status == 0, output + error
     assert ran(folder) == ["spot", "spot"]
-    status, _, error = run(make_folder(tmp_path / "there", {"spot": {"cmd": "kill -TERM $$", "outs": ["out"]}}),
-                           "--ray", machines.address, "--retries", "1")
+    never = make_folder(tmp_path / "there", {"spot": {"cmd": "kill -TERM $$", "outs": ["out"]}})
+    status, _, error = run(never, "--ray", machines.address, "--retries", "1")
     assert status == 2 and "its machine was lost 2 times out of 2" in error.splitlines()[-1]
 
 
@@ -240,11 +242,143 @@ def test_a_second_machine_reuses_what_the_first_computed(tmp_path):
 @pytest.mark.slow
 def test_machines_with_clones_of_their_own_share_a_remote(cluster, tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    here, clone, other = (make_clone(tmp_path / name, tmp_path / "remote") for name in ("here", "clone", "other"))
-    serial = make_clone(tmp_path / "serial", tmp_path / "none")
+    here, *clones = (make_clone(tmp_path / name, tmp_path / "remote") for name in ("here", "first", "second"))
+    serial = make_clone(tmp_path / "serial", tmp_path / "nothing")
     dvc(serial, "repro")
     for name in list(cluster.nodes):
         cluster.kill(name)
-    cluster.start("c", clone)
-    status, output, error = run(here, "--ray", cluster.address)
+    for clone in clones:
+        cluster.start(clone.name, clone)
+
+    status, _, error = run(here, "--ray", cluster.address)
     assert status == 2 and "does not share the folder" in error.splitlines()[-1]
+
+    status, output, error = run(here, "--ray", cluster.address, "--remote", "shared")
+    assert status == 0, output + error
+    assert not ran(here)
+    did = [ran(clone) for clone in clones]
+    assert all(did) and sorted([*did[0], *did[1]]) == EVERY
+    assert outputs(here) == outputs(serial)
+    assert "up to date" in dvc(here, "status")
+
+    (here / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"common": 7}, sort_keys=False))
+    status, _, error = run(here, "--ray", cluster.address, "--remote", "shared", "count@a")
+    assert status == 2 and "differs in common (commit unknown, asked for unknown)" in error
+    assert error.count("\n") == 1
+    for name in list(cluster.nodes):
+        cluster.kill(name)
+
+
+@pytest.mark.slow
+def test_a_student_whose_machine_dies_is_the_same_to_the_bit(machines, tmp_path, tiny_model, tiny_text, monkeypatch):
+    command = tmp_path / "bin" / "bitdistiller"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable} -P\nfrom bitdistiller.launch import main\nmain()\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}{os.pathsep}{os.environ['PATH']}")
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    params = pipeline_params(tiny_model, tiny_text)
+    params["runs"]["student2"] |= {"steps": 400, "checkpoint_every": 20, "validate_every": 200}
+    folders = {}
+    for name in ("serial", "ray"):
+        folder = folders[name] = make_folder(tmp_path / name, stages)
+        (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+        shutil.copytree(ROOT / "bitdistiller", folder / "bitdistiller", ignore=shutil.ignore_patterns("weights"))
+    dvc(folders["serial"], "repro", "evaluate@student2")
+
+    folder = folders["ray"]
+    process = start(folder, "--ray", machines.address, "evaluate@student2")
+    assert eventually(lambda: list((folder / "artifacts" / "checkpoints").glob("student2/*")))
+    node = attempts(folder, "train@student2")[0]
+    machines.kill(next(name for name in machines.nodes if machines.nodes[name] == node))
+    output, error = finish(process)
+    assert process.returncode == 0, output + error
+    begun = attempts(folder, "train@student2")
+    assert begun[0] == node and begun[1:] == list(machines.nodes.values())
+    assert "up to date" in dvc(folder, "status", "evaluate@student2")
+
+    students = [folder / "artifacts" / "students" / "student2" for folder in folders.values()]
+    weights = [{path.name: path.read_bytes() for path in student.glob("*.safetensors")} for student in students]
+    assert weights[0] and weights[0] == weights[1]
+    items = [(folder / "results" / "runs" / "student2" / "items.csv").read_bytes() for folder in folders.values()]
+    assert items[0] == items[1]
+
+
+# --- what one machine does, without Ray ---
+
+
+@pytest.fixture
+def request_here(tmp_path) -> dict:
+    """A request for a folder that this machine shares with itself."""
+    (tmp_path / "token").touch()
+    (tmp_path / "logs").mkdir()
+    return {
+        "name": "stage", "commands": ["echo made > out; echo said"], "root": str(tmp_path), "here": ".", "folder": ".",
+        "reads": [], "writes": ["out"], "token": "token", "log": "logs/stage.log", "remote": None,
+    }  # fmt: skip
+
+
+def ask(request: dict, **changes) -> dict:
+    return json.loads(machine.run_stage(json.dumps(request | changes)))
+
+
+def test_an_attempt_begins_without_outputs(request_here, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "half").touch()
+    answer = ask(request_here)
+    assert (answer["status"], answer["made"]) == (0, [str(tmp_path / "out")])
+    assert (tmp_path / "out").read_text() == "made\n"
+    assert (tmp_path / "logs" / "stage.log").read_text().splitlines()[1:] == ["said"]
+
+
+@pytest.mark.parametrize("command, status", [("exit 3", 3), ("kill -9 $$", 137), ("cat; exit 4", 4)])
+def test_the_status_is_that_of_a_shell(request_here, command, status):
+    assert ask(request_here, commands=[command, "touch never"])["status"] == status
+    assert not Path(request_here["root"], "never").exists()
+
+
+def test_sigterm_from_elsewhere_means_another_machine(request_here):
+    with pytest.raises(machine.PreemptedError):
+        ask(request_here, commands=["kill -TERM $$"])
+
+
+def test_a_machine_without_the_project_says_so(request_here, monkeypatch, tmp_path):
+    assert "does not share the folder" in ask(request_here, token="other")["error"]
+    monkeypatch.setenv(machine.CLONE, str(tmp_path / "nowhere"))
+    assert "has no clone of the project at" in ask(request_here, token="other", remote="shared")["error"]
+
+
+def test_a_second_attempt_waits_for_the_first(request_here, tmp_path, monkeypatch):
+    first = "touch begun; " + WAIT.format("go") + "echo first >> order"
+    attempt = threading.Thread(target=ask, args=(request_here,), kwargs={"commands": [first]})
+    attempt.start()
+    assert eventually((tmp_path / "begun").exists)
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "_OTHER_ATTEMPT_SECONDS", 0.1)
+        assert "another machine still runs stage stage" in ask(request_here)["error"]
+    threading.Timer(0.3, (tmp_path / "go").touch).start()
+    assert ask(request_here, commands=["echo second >> order"])["status"] == 0
+    attempt.join()
+    assert (tmp_path / "order").read_text() == "first\nsecond\n"
+
+
+def test_files_of_another_machine_are_waited_for(tmp_path):
+    threading.Timer(0.3, (tmp_path / "late").touch).start()
+    machine.wait_for([tmp_path / "late"])
+    assert (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize("killed", ["starter", "guard"])
+def test_a_command_ends_with_its_starter(tmp_path, killed):
+    """Also if Ray kills the guard, which is a direct child of its worker, along with the worker."""
+    command = f"trap 'touch {tmp_path}/asked; exit' INT; echo $$ > {tmp_path}/pid; while :; do sleep 0.05; done"
+    starter = subprocess.Popen(
+        [sys.executable, "-P", machine.guard.__file__, "/bin/sh", "-c", command], stdin=subprocess.PIPE
+    )
+    assert eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    if killed == "guard":
+        starter.kill()
+    starter.stdin.close()
+    starter.wait()
+    assert are_gone([int((tmp_path / "pid").read_text())])
+    assert (tmp_path / "asked").exists()

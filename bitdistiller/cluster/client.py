@@ -55,14 +55,17 @@ class Cluster:
                 [sys.executable, "-P", "-c", program, json.dumps(options)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True,
             )  # fmt: skip
+            line = None
             try:
                 line = process.stdout.readline()
                 self._found = json.loads(line) if line else {"error": f"see {self._log}"}
                 if self._found["error"]:
                     raise UserError(f"there is no Ray cluster at {self._address}: {self._found['error']}")
                 yield
-            finally:  # closing its input calls off whatever still runs
-                process.stdin.close()
+            finally:
+                if line is None:  # interrupted while it looked for the cluster, and would notice nothing else
+                    process.kill()
+                process.stdin.close()  # which calls off whatever still runs
                 process.wait()
                 process.stdout.close()
                 self._token.unlink(missing_ok=True)

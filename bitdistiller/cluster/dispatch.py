@@ -8,6 +8,7 @@ ends, all are called off and the dispatcher ends, and with it what runs for it o
 import asyncio
 import json
 import os
+import socket
 import sys
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ from bitdistiller.cluster import machine
 from bitdistiller.cluster.machine import PreemptedError, answer
 
 _LARGEST_REQUEST = 1 << 28
+_CONNECT_SECONDS = 10
 _OBJECT_STORE_BYTES = 100 * 2**20  # only short texts go through Ray's memory; it would take 30% of the machine
 
 
@@ -22,11 +24,12 @@ def main() -> None:
     """Serve at the socket of the options, which are the JSON of the first argument, until standard input ends."""
     options = json.loads(sys.argv[1])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_NUM_REDIS_GET_RETRIES"] = "1"  # of 45 s each; Ray's default is 20
     import ray
 
     try:
         _connect(options["address"])
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         _say({"error": " ".join(str(error).split())})
         return
     try:
@@ -45,8 +48,11 @@ def _connect(address: str) -> None:
         system = {"memory_monitor_refresh_ms": 0}
         options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_system_config": system}
         ray.init("local", **options, **quiet)
-    else:
-        ray.init(address, **quiet)
+        return
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()  # says at once what is wrong
+    ray.init(address, **quiet)
 
 
 def _say(message: dict) -> None:
@@ -78,10 +84,11 @@ class _Dispatcher:
             scheduling_strategy="SPREAD",
         )
 
-    async def serve(self, socket: str) -> None:
+    async def serve(self, path: str) -> None:
+        """Until standard input ends."""
         ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(0, ended.set)  # nothing is ever written to standard input
-        server = await asyncio.start_unix_server(self._serve_client, socket, limit=_LARGEST_REQUEST)
+        server = await asyncio.start_unix_server(self._serve_client, path, limit=_LARGEST_REQUEST)
         _say({"error": None, "slots": self._slots(), "cpus": self._cpus, "gpus": self._gpus, "machines": len(_alive())})
         await ended.wait()
         server.close()

@@ -1,9 +1,9 @@
 """What a machine of the cluster does for one stage: find the project, run the command, say what became of it.
 
 Two situations, told apart by a file that the asking machine has just made. If it is here too, the machines share the
-project's folder: the command runs in it, and there is nothing to move. If not, this machine has a clone of its own, at
-the same path or where ``BITDISTILLER_CLONE`` says: DVC is called in it, takes the inputs from the remote and puts the
-outputs there (:func:`bitdistiller.reproduce_stages.visit_in_clone`).
+project's folder: the command runs in it, and there is nothing to move. If not, or if ``BITDISTILLER_CLONE`` names one,
+this machine works in a clone of its own, by default at the same path: DVC is called in it, takes the inputs from the
+remote and puts the outputs there (:func:`bitdistiller.reproduce_stages.visit_in_clone`).
 
 An attempt may follow one that died with its machine. It begins as the first did, without outputs, and waits until no
 process of the other holds the stage's log: on a shared folder two would write the same files.
@@ -46,20 +46,16 @@ def run_stage(request: str) -> str:
         PreemptedError: run it again, elsewhere.
     """
     asked = json.loads(request)
-    root = Path(asked["root"])
-    if (root / asked["token"]).exists():
+    root, clone, host = Path(asked["root"]), os.environ.get(CLONE), os.uname().nodename
+    if clone is None and (root / asked["token"]).exists():
         return json.dumps(_run_in_shared_folder(asked, root))
-    clone = Path(os.environ.get(CLONE) or root)
-    host = os.uname().nodename
+    clone = Path(clone or root)
     if asked["remote"] is None:
-        return json.dumps(
-            answer(
-                error=f"{host} does not share the folder {root}; mount it there, or give it a clone and name a DVC "
-                "remote with --remote"
-            )
-        )
+        reason = f"{host} does not share the folder {root}; mount it there, or name a DVC remote with --remote"
+        return json.dumps(answer(error=reason))
     if not (clone / ".dvc").is_dir():
-        return json.dumps(answer(error=f"{host} has no clone of the project at {clone}; make one, or set {CLONE}"))
+        reason = f"{host} has no clone of the project at {clone}; make one, or set {CLONE} where Ray is started"
+        return json.dumps(answer(error=reason))
     return json.dumps(_run_in_clone(asked, clone))
 
 
