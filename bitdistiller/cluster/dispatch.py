@@ -44,8 +44,8 @@ def _connect(address: str) -> None:
     quiet = {"log_to_driver": False, "logging_level": "WARNING"}
     if address == "local":
         # Without the monitor, a machine short of memory ends a stage, which fails; with it, Ray would begin the stage
-        # again, for ever.
-        system = {"memory_monitor_refresh_ms": 0}
+        # again, for ever. And a stage has the priority that it has without Ray.
+        system = {"memory_monitor_refresh_ms": 0, "worker_niceness": 0}
         options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_system_config": system}
         ray.init("local", **options, **quiet)
         return

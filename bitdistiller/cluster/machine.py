@@ -131,7 +131,8 @@ def _where() -> str:
 
 
 def _write(log: IO[bytes], line: str) -> None:
-    log.write(f"{line}\n".encode())
+    # An attempt that was cut off may have left a progress bar, which has no end of line.
+    log.write(f"{'\n' if log.tell() else ''}{line}\n".encode())
     log.flush()
 
 
