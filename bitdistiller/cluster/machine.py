@@ -132,7 +132,7 @@ def _where() -> str:
 
 def _write(log: IO[bytes], line: str) -> None:
     # An attempt that was cut off may have left a progress bar, which has no end of line.
-    log.write(f"{'\n' if log.tell() else ''}{line}\n".encode())
+    log.write((b"\n" if log.tell() else b"") + f"{line}\n".encode())
     log.flush()
 
 
