@@ -294,7 +294,7 @@ class _Progress:
         self._left, self._count, self._jobs = Counter(map(_kind, names)), len(names), jobs
         self._ended: dict[str, list[float]] = defaultdict(list)
         self._began = time.monotonic()
-        self._live = sys.stdout.isatty()
+        self._live, self._waits = sys.stdout.isatty(), False
         unchanged = f", {total - len(names)} are up to date" if total > len(names) else ""
         print(f"{len(names)} stages to visit{unchanged}; {jobs} at a time, logs in {LOGS}", flush=True)
 
@@ -308,10 +308,10 @@ class _Progress:
         print(f"{self._position():>9}  {worker.name:32} {outcome}{seconds:.1f} s{ahead}", flush=True)
 
     def show(self, running: Collection[_Worker], jobs: int) -> None:
-        if not jobs and self._jobs:
+        if not jobs and not self._waits:
             self.clear()
             print("No machine has room for a stage; waiting for one", flush=True)
-        self._jobs = jobs
+        self._jobs, self._waits = jobs, not jobs
         if self._live:
             names = ", ".join(f"{worker.name} {time.monotonic() - worker.began:.0f} s" for worker in running)
             line = f"{self._position():>9}  {self._clocks()}: {names}"

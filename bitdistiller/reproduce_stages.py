@@ -21,7 +21,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -107,11 +108,15 @@ class Pipeline:
         if elsewhere:
             dvc.stage.run.cmd_run = lambda stage, **_: self._run_elsewhere(stage, elsewhere)
         with self._repo.lock, self._repo.scm_context(quiet=True):
-            if not _reproduce(stage, self._shared):
-                return
-            if not isinstance(stage, PipelineStage):  # a .dvc file is its own lock
-                stage.dump()
-                return
+            if _reproduce(stage, self._shared):
+                self._leave_entry(name, stage)
+            if self._shared and isinstance(stage, PipelineStage):
+                self._shared.share(stage)
+
+    def _leave_entry(self, name: str, stage: Stage) -> None:
+        if not isinstance(stage, PipelineStage):  # a .dvc file is its own lock
+            stage.dump()
+            return
         lock = os.path.relpath(Path(stage.path).with_suffix(".lock"), self._repo.root_dir)
         file = self._finished / f"{self._owner}-{list(self.stages).index(name):06d}.yaml"
         dump_yaml(file.with_suffix(".tmp"), {"lock": lock, "stages": to_lockfile(stage)})
@@ -188,15 +193,16 @@ class SharedRuns(StageCache):
     def _load(self, stage: Stage) -> dict | None:
         """As DVC's, after fetching what the remote knows of runs with the same command, inputs and parameters."""
         key = _get_stage_hash(stage)
-        remote, folder = self._runs(key)
         local = Path(self._get_cache_dir(key))
-        for source in remote.fs.find(folder) if remote.fs.exists(folder) else ():
-            name = remote.fs.name(source)
-            if not (local / name).exists():
-                draft = Path(self.repo.tmp_dir) / f"{name}.{os.getpid()}"
-                remote.fs.get_file(source, str(draft))
-                local.mkdir(parents=True, exist_ok=True)
-                draft.replace(local / name)
+        with _reached():
+            remote, folder = self._runs(key)
+            for source in remote.fs.find(folder) if remote.fs.exists(folder) else ():
+                name = remote.fs.name(source)
+                if not (local / name).exists():
+                    draft = Path(self.repo.tmp_dir) / f"{name}.{os.getpid()}"
+                    remote.fs.get_file(source, str(draft))
+                    local.mkdir(parents=True, exist_ok=True)
+                    draft.replace(local / name)
         return super()._load(stage)
 
     def share(self, stage: Stage) -> dict:
@@ -205,15 +211,16 @@ class SharedRuns(StageCache):
         Raises:
             DvcException: the remote cannot be written.
         """
+        self.save(stage)  # should the remote fail, this machine still knows
         record = self.offer(stage)
         if _can_hash(stage):
-            self.save(stage)
-            key, value = _get_stage_hash(stage), _get_cache_hash(to_single_stage_lockfile(stage))
-            remote, folder = self._runs(key)
-            target = remote.fs.join(folder, value)
-            if not remote.fs.exists(target):
-                remote.fs.makedirs(folder, exist_ok=True)
-                remote.fs.put_file(self._get_cache_path(key, value), target)
+            key, value = _get_stage_hash(stage), _get_cache_hash(record["lock"])
+            with _reached():
+                remote, folder = self._runs(key)
+                target = remote.fs.join(folder, value)
+                if not remote.fs.exists(target):
+                    remote.fs.makedirs(folder, exist_ok=True)
+                    remote.fs.put_file(self._get_cache_path(key, value), target)
         return record
 
     def offer(self, stage: Stage) -> dict:
@@ -224,16 +231,18 @@ class SharedRuns(StageCache):
             for out in twin.outs:
                 if out.changed_cache():
                     out.commit()
-        for objects in twin.get_used_objs().values():
-            if self.repo.cloud.push(objects).failed:
-                raise DvcException(f"the DVC remote did not take the outputs of {stage.addressing}; is there room?")
+        with _reached():
+            failed = [self.repo.cloud.push(objects).failed for objects in twin.get_used_objs().values()]
+        if any(failed):
+            raise DvcException(f"the DVC remote did not take the outputs of {stage.addressing}; is there room?")
         return record
 
     def place(self, record: Mapping) -> None:
         """Fetch the outputs that a record names, and put them where they belong, in the place of what is there."""
         twin = self._twin(record)
-        for objects in twin.get_used_objs().values():
-            self.repo.cloud.pull(objects)
+        with _reached():
+            for objects in twin.get_used_objs().values():
+                self.repo.cloud.pull(objects)
         if not twin.outs_cached():
             names = ", ".join(out.def_path for out in twin.outs if out.changed_cache())
             raise DvcException(f"the DVC remote does not have {names}; was it cleaned in the meantime?")
@@ -247,6 +256,18 @@ class SharedRuns(StageCache):
         """The remote's place for run cache entries of a key, as DVC lays it out."""
         remote = self.repo.cloud.get_remote_odb(None, "reproduce", hash_name="md5-dos2unix")
         return remote, remote.fs.join(remote.path, "runs", key[:2], key)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Whatever keeps a remote from being used is one sentence: each kind of remote has exceptions of its own."""
+    try:
+        yield
+    except DvcException:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DvcException(f"the DVC remote cannot be used ({reason}); mend that and run it again to go on") from error
 
 
 def visit_in_clone() -> None:
@@ -269,7 +290,7 @@ def visit_in_clone() -> None:
                     f"{_commit(repo.root_dir)}, asked for {request['commit']}); bring all clones to the same commit"
                 )
             _reproduce(stage, shared)
-            record = shared.offer(stage)
+            record = shared.share(stage)
     except StageCmdFailedError as error:  # the command itself has said why
         sys.exit(f"{error}")
     except (DvcException, UserError) as error:
@@ -301,8 +322,6 @@ def _reproduce(stage: Stage, shared: SharedRuns | None) -> bool:
     if changed:
         # Not `reproduce`, which before that pulls by dvc.lock and takes the lock that is held here.
         stage.run(pull=True)
-    if isinstance(stage, PipelineStage):
-        shared.share(stage)
     return changed
 
 

@@ -16,7 +16,7 @@ import yaml
 from bitdistiller.cluster import client, machine
 from bitdistiller.errors import UserError
 from tests.test_pipeline import ROOT, pipeline_params
-from tests.test_reproduce import FAILURE, NOTE, PARAMS, STAGES, WAIT, dvc, finish, make_folder, ran, run, start
+from tests.test_reproduce import FAILURE, NOTE, STAGES, WAIT, change, dvc, finish, make_folder, ran, run, start
 from tests.test_warm import are_gone, eventually
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray is a matter of luck")
@@ -173,6 +173,7 @@ def test_an_interruption_stops_the_machines_too_and_a_rerun_goes_on(machines, tm
     assert are_gone([int((folder / f"pid-{item}").read_text()) for item in "ab"])
     finish(process)
     assert process.returncode not in (0, 2)
+    assert not list((folder / ".dvc" / "tmp").glob("cluster-*"))
     ran(folder)
     (folder / "go").touch()
     status, output, error = run(folder, "--ray", machines.address)
@@ -195,7 +196,21 @@ def test_a_kill_loses_nothing_that_was_begun(machines, tmp_path):
     status, output, error = run(folder, "--ray", machines.address)
     assert status == 0, output + error
     assert ran(folder) == ["whole"]
-    assert not list((folder / ".dvc" / "tmp").glob("cluster-*"))
+
+
+@pytest.mark.slow
+def test_machines_may_join_later(cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for name in list(cluster.nodes):
+        cluster.kill(name)
+    folder = make_folder(tmp_path / "here")
+    process = start(folder, "--ray", cluster.address)
+    assert any("No machine has room for a stage" in line for line in process.stdout)
+    cluster.start("late")
+    output, error = finish(process)
+    assert process.returncode == 0, output + error
+    assert attempts(folder, "sum") == [cluster.nodes["late"]]
+    cluster.kill("late")
 
 
 @pytest.mark.slow
@@ -246,18 +261,37 @@ def make_clone(folder: Path, remote: Path) -> Path:
 
 def test_a_second_machine_reuses_what_the_first_computed(tmp_path):
     first, second = (make_clone(tmp_path / name, tmp_path / "remote") for name in ("first", "second"))
-    assert run(first)[0] == 0 and ran(first) == EVERY
     status, output, error = run(first, "--remote", "shared")
-    assert status == 0 and not ran(first), output + error
+    assert status == 0 and ran(first) == EVERY, output + error
     status, output, error = run(second, "--remote", "shared")
     assert status == 0 and not ran(second), output + error
     assert outputs(first) == outputs(second)
     assert "up to date" in dvc(second, "status")
-    (second / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"common": 7}, sort_keys=False))
-    assert run(second, "--remote", "shared")[0] == 0 and ran(second) == ["count@a", "count@b"]
+
+
+@pytest.mark.slow
+def test_a_remote_gets_what_was_computed_without_it(tmp_path):
+    first, second = (make_clone(tmp_path / name, tmp_path / "remote") for name in ("first", "second"))
+    assert run(first)[0] == 0 and ran(first) == EVERY
+    status, output, error = run(first, "--remote", "shared")
+    assert status == 0 and not ran(first), output + error
+    change(second, common=7)
+    status, output, error = run(second, "--remote", "shared")
+    assert status == 0 and ran(second) == ["count@a", "count@b"], output + error
     (first / "params.yaml").write_text((second / "params.yaml").read_text())
     assert run(first, "--remote", "shared")[0] == 0 and not ran(first)
-    status, _, error = run(second, "--remote", "nobody")
+    assert outputs(first) == outputs(second)
+    shutil.rmtree(tmp_path / "remote")
+    (tmp_path / "remote").touch()
+    change(second, common=8)
+    status, _, error = run(second, "--remote", "shared")
+    assert status == 2 and "the DVC remote cannot be used (NotADirectoryError" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_an_unknown_remote_is_one_sentence(tmp_path):
+    status, _, error = run(make_folder(tmp_path / "here"), "--remote", "nobody")
     assert status == 2 and error.startswith("error: DVC knows no remote nobody here") and error.count("\n") == 1
 
 
@@ -283,7 +317,7 @@ def test_machines_with_clones_of_their_own_share_a_remote(cluster, tmp_path, mon
     assert outputs(here) == outputs(serial)
     assert "up to date" in dvc(here, "status")
 
-    (here / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"common": 7}, sort_keys=False))
+    change(here, common=7)
     status, _, error = run(here, "--ray", cluster.address, "--remote", "shared", "count@a")
     assert status == 2 and "differs in common (commit unknown, asked for unknown)" in error
     assert error.count("\n") == 1
