@@ -96,11 +96,37 @@ def reproduce(
         typer.Option("--jobs", "-j", min=1, help="Stages at a time.", show_default="cores / threads; 1 with a GPU"),
     ] = None,
     cold: Annotated[bool, typer.Option("--cold", help="Let every stage import everything itself.")] = False,
+    remote: Annotated[
+        str | None,
+        typer.Option(
+            "--remote",
+            help="DVC remote to share: fetch what it has of this instead of computing it, and put "
+            "there what is computed.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            help="Run stages on the Ray cluster at this address: HOST:PORT, `auto` for the one that "
+            "this machine belongs to, `local` for one of this machine alone.",
+        ),
+    ] = None,
+    cpus: Annotated[
+        int | None, typer.Option("--cpus-per-stage", min=1, help="With --ray.", show_default="threads of params.yaml")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus-per-stage", min=0, help="With --ray.", show_default="1 if the cluster has any")
+    ] = None,
+    retries: Annotated[
+        int, typer.Option("--retries", min=0, help="With --ray: other attempts at a stage whose machine was lost.")
+    ] = 5,
 ) -> None:
-    """Run every stage that is not up to date, as `dvc repro` does, only faster."""
+    """Run every stage that is not up to date, as `dvc repro` does, only faster, or on many machines."""
+    from bitdistiller.reproduce import Resources
     from bitdistiller.reproduce import reproduce as reproduce_stages
 
-    reproduce_stages(targets or [], jobs, cold)
+    reproduce_stages(targets or [], jobs, cold, remote, ray, Resources(cpus, gpus, retries))
 
 
 @app.command()

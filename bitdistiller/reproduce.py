@@ -1,4 +1,4 @@
-"""`bitdistiller reproduce`: what `dvc repro` does, with warm stages, and as many side by side as there are cores for.
+"""`bitdistiller reproduce`: what `dvc repro` does, with warm stages, and as many side by side as there is room for.
 
 DVC decides everything: its graph says what depends on what, its checks say what is up to date, its run cache restores
 what ran before, and each stage ends as an entry of dvc.lock. So `dvc status` is clean afterwards, `dvc repro` finds
@@ -11,12 +11,10 @@ Here DVC reads its files once. Each stage runs in a child forked from that state
 lock entry in a file of its own. All entries enter dvc.lock at the end, whatever the end is; after a kill, the next run
 enters the leftovers first. An entry only states which inputs gave which outputs, so it is as true later as now.
 
-DVC promises its command line and not its modules. Of those, this relies on `Repo`, on `Stage.changed` and `.reproduce`,
-on the planning functions of `dvc.repo.reproduce` and on how a lock entry is serialized; tests compare the result with
-that of `dvc repro`, to the byte.
+The command of a stage runs in the child, or on a machine of a Ray cluster while the child waits for it
+(:mod:`bitdistiller.cluster`); all else is the same. :mod:`bitdistiller.reproduce_stages` has what DVC is asked for.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -25,10 +23,9 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from graphlib import TopologicalSorter
-from itertools import chain
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -36,18 +33,13 @@ from typing import NamedTuple
 
 import yaml
 from dvc.exceptions import DvcException
-from dvc.lock import Lock, LockError
-from dvc.repo import Repo
-from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
-from dvc.stage import PipelineStage
 from dvc.stage.exceptions import StageCmdFailedError
-from dvc.stage.serialize import to_lockfile
-from dvc.utils.serialize import dump_yaml, load_yaml, modify_yaml
-from tqdm import tqdm
 
+from bitdistiller.cluster.client import Cluster, Resources
 from bitdistiller.config import PARAMS_FILE
 from bitdistiller.errors import UserError
 from bitdistiller.launch import VARIABLE
+from bitdistiller.reproduce_stages import Pipeline
 from bitdistiller.warm import WarmServer
 
 LOGS = Path("artifacts") / "logs"
@@ -55,135 +47,114 @@ _GRACE_SECONDS = 10  # between being asked to stop and being made to
 _TAIL_LINES = 20
 
 
-def reproduce(targets: Sequence[str] = (), jobs: int | None = None, cold: bool = False) -> None:
+def reproduce(
+    targets: Sequence[str] = (),
+    jobs: int | None = None,
+    cold: bool = False,
+    remote: str | None = None,
+    ray: str | None = None,
+    resources: Resources | None = None,
+) -> None:
     """Bring ``targets`` up to date: all stages of this folder's dvc.yaml if there are none.
 
     ``jobs`` stages run at the same time; by default as many as the cores hold at the ``threads`` of params.yaml each,
     and one where there is a GPU. ``cold`` stages import everything themselves. What a stage prints is in
-    artifacts/logs. Raises UserError if a stage fails, once those that ran beside it have ended.
+    artifacts/logs.
+    With ``remote``, a DVC remote, what it holds is fetched instead of computed, and it gets what is computed.
+    With ``ray``, an address as :class:`bitdistiller.cluster.client.Cluster` takes it, the stages' commands run on that
+    cluster, as many as its machines hold at ``resources`` each.
+
+    Raises:
+        UserError: a stage failed, once those that ran beside it have ended; or the cluster or the remote is not there.
     """
     if not hasattr(os, "fork"):
+        if ray or remote:
+            raise UserError("--ray and --remote need Linux or macOS; use `dvc repro`, `dvc push` and `dvc pull` here")
         sys.exit(subprocess.call([sys.executable, "-m", "dvc", "repro", *targets]))
     LOGS.mkdir(parents=True, exist_ok=True)
-    with _ended_by_sigterm(), nullcontext() if cold else WarmServer(LOGS / "warm.log") as server:
+    engine = _Ray(ray, resources or Resources(), jobs) if ray else _Here(jobs, cold)
+    with _ended_by_sigterm(), engine:
         try:
-            pipeline = Pipeline(targets)
+            pipeline = Pipeline(targets, remote)
             if pipeline.outdated:
-                warm = server is not None and _warm_up(server)
-                failed = _run(pipeline, jobs or default_jobs(gpu=not warm and _has_gpu()))
+                engine.begin(pipeline)
+                failed = _run(pipeline, engine)
             else:
                 failed = []
                 print(f"All {len(pipeline.stages)} stages are up to date")
         except DvcException as error:
             raise UserError(str(error)) from error
-    for reason, count in Counter(server.refusals if server else ()).items():
-        print(f"{count} stages started cold: {reason}")
     if failed:
         raise UserError("; ".join(_failure(name) for name in failed))
+
+
+class _Here:
+    """Stages run on this machine, in the warm process where there can be one."""
+
+    def __init__(self, jobs: int | None, cold: bool):
+        self._jobs, self._server = jobs, None if cold else WarmServer(LOGS / "warm.log")
+
+    def __enter__(self) -> None:
+        if self._server:
+            self._server.__enter__()
+
+    def begin(self, pipeline: Pipeline) -> None:
+        warm = self._server is not None and _warm_up(self._server)
+        self._jobs = self._jobs or default_jobs(gpu=not warm and _has_gpu())
+
+    def slots(self) -> int:
+        """Stages that may run at this moment."""
+        return self._jobs
+
+    def visit(self, pipeline: Pipeline, name: str) -> None:
+        """What a child does."""
+        pipeline.visit(name)
+
+    def __exit__(self, kind, *exception) -> None:
+        if self._server:
+            self._server.__exit__(kind, *exception)
+            if kind is None:
+                for reason, count in Counter(self._server.refusals).items():
+                    print(f"{count} stages started cold: {reason}")
+
+
+class _Ray:
+    """The commands of stages run on the machines of a Ray cluster, which may come and go."""
+
+    def __init__(self, address: str, resources: Resources, jobs: int | None):
+        resources = resources._replace(cpus=resources.cpus or _threads())
+        self._cluster, self._jobs, self._running = Cluster(address, resources, LOGS), jobs, ExitStack()
+
+    def __enter__(self) -> None:
+        """Nothing yet: if all is up to date, no cluster is needed."""
+
+    def begin(self, pipeline: Pipeline) -> None:
+        self._running.enter_context(self._cluster.connected(pipeline.root))
+        print(self._cluster, flush=True)
+
+    def slots(self) -> int:
+        room = self._cluster.slots()
+        return room if self._jobs is None else min(room, self._jobs)
+
+    def visit(self, pipeline: Pipeline, name: str) -> None:
+        pipeline.visit(name, lambda request: self._cluster.run(request, _log(name)))
+
+    def __exit__(self, *_exception) -> None:
+        self._running.close()
 
 
 def default_jobs(gpu: bool = False) -> int:
     """Stages that the cores of this process hold at the same time; they would share a GPU's memory, hence one there."""
     if gpu:
         return 1
-    path = Path(PARAMS_FILE)
-    threads = (yaml.safe_load(path.read_text()) or {}).get("threads", 1) if path.exists() else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, cores // _threads())
 
 
-class _PromptLock(Lock):
-    """DVC's lock on its files, asked for 50 times a second instead of twice: stages hold it for tenths of a second."""
-
-    def lock(self) -> None:
-        while True:
-            try:
-                return self._do_lock()
-            except LockError:
-                time.sleep(0.02)
-
-
-class Pipeline:
-    """The stages that `dvc repro` would visit for the same targets, as DVC sees them.
-
-    ``stages`` maps names to DVC's stages, first those that the first target needs; ``needs`` maps them to the names of
-    those whose outputs a stage uses.
-    ``outdated`` are the names that have to be visited: stages that changed, and all that depend on one.
-    """
-
-    def __init__(self, targets: Sequence[str] = ()):
-        tqdm.monitor_interval = 0  # a thread behind DVC's progress bars; threads do not survive a fork
-        self._repo = Repo(_wait_for_lock=True)
-        if isinstance(self._repo.lock, Lock):
-            self._repo.lock = _PromptLock(self._repo.lock.lockfile)
-        self._finished = Path(self._repo.tmp_dir) / "reproduced"
-        self._owner = os.getpid()
-        self._finished.mkdir(exist_ok=True)
-        self.enter()
-        with self._repo.lock:
-            _drop_torn(Path(self._repo.tmp_dir) / "rwlock")
-            graph = get_active_graph(self._repo.index.graph)
-            plan = dict.fromkeys(chain.from_iterable(plan_repro(graph, [stage]) for stage in self._collect(targets)))
-            self.stages = {stage.addressing: stage for stage in plan}
-            self.needs = {stage.addressing: {need.addressing for need in graph.successors(stage)} for stage in plan}
-            self.outdated: list[str] = []
-            for name, stage in self.stages.items():
-                if not self.needs[name].isdisjoint(self.outdated) or stage.changed():
-                    self.outdated.append(name)
-        self._repo.state.close()  # a database connection is not to be shared with children
-
-    def _collect(self, targets: Sequence[str]) -> list:
-        if targets:
-            return collect_stages(self._repo, targets)
-        path = os.path.abspath("dvc.yaml")
-        stages = [stage for stage in self._repo.index.stages if stage.path == path]
-        if not stages:
-            raise UserError("there is no dvc.yaml with stages here; change to the folder of a scale")
-        return stages
-
-    def visit(self, name: str) -> None:
-        """Run a stage unless it is up to date or in the run cache, and leave its entry for `enter`.
-
-        Changes what this object knows of the stage, so it is for a child process.
-        """
-        stage = self.stages[name]
-        with self._repo.lock, self._repo.scm_context(quiet=True):
-            if not stage.reproduce():
-                return
-            if not isinstance(stage, PipelineStage):  # a .dvc file is its own lock
-                stage.dump()
-                return
-        lock = os.path.relpath(Path(stage.path).with_suffix(".lock"), self._repo.root_dir)
-        file = self._finished / f"{self._owner}-{list(self.stages).index(name):06d}.yaml"
-        dump_yaml(file.with_suffix(".tmp"), {"lock": lock, "stages": to_lockfile(stage)})
-        file.with_suffix(".tmp").replace(file)
-
-    def enter(self) -> None:
-        """Move the entries of finished stages into their dvc.lock, in one step each."""
-        with self._repo.lock, self._repo.scm_context(quiet=True) as scm:
-            files = sorted(self._finished.glob("*.yaml"))
-            entries: dict[str, dict] = defaultdict(dict)
-            for record in map(load_yaml, files):
-                entries[record["lock"]].update(record["stages"])
-            for name, stages in entries.items():
-                lock, draft = Path(self._repo.root_dir) / name, self._finished / "dvc.lock"
-                if lock.exists():
-                    shutil.copy(lock, draft)
-                with modify_yaml(draft) as content:
-                    content.setdefault("schema", "2.0")
-                    content.setdefault("stages", {}).update(stages)
-                draft.replace(lock)
-                scm.track_file(os.path.relpath(lock))
-            for file in files:
-                file.unlink()
-
-
-def _drop_torn(locks: Path) -> None:
-    """Remove DVC's list of files in use if a kill left half of it: it would refuse to work until somebody did."""
-    try:
-        json.loads(locks.read_text() if locks.exists() else "{}")
-    except ValueError:
-        locks.unlink()
+def _threads() -> int:
+    """Cores that a stage uses."""
+    path = Path(PARAMS_FILE)
+    return (yaml.safe_load(path.read_text()) or {}).get("threads", 1) if path.exists() else 1
 
 
 class _Worker(NamedTuple):
@@ -192,24 +163,24 @@ class _Worker(NamedTuple):
     began: float
 
 
-def _run(pipeline: Pipeline, jobs: int) -> list[str]:
+def _run(pipeline: Pipeline, engine: _Here | _Ray) -> list[str]:
     """Visit every outdated stage when its turn comes; returns the failed ones, after which none is begun."""
     outdated, order = set(pipeline.outdated), list(pipeline.stages)
     sorter = TopologicalSorter({name: pipeline.needs[name] & outdated for name in outdated})
     sorter.prepare()
-    progress = _Progress(pipeline.outdated, len(order), jobs)
+    progress = _Progress(pipeline.outdated, len(order), engine.slots())
     ready: list[str] = []
     running: dict[int, _Worker] = {}
     failed: list[str] = []
     try:
         while True:
-            ready = sorted([*ready, *sorter.get_ready()], key=order.index)
-            while ready and len(running) < jobs and not failed:
-                worker = _start(pipeline, ready.pop(0))
+            ready, slots = sorted([*ready, *sorter.get_ready()], key=order.index), engine.slots()
+            while ready and len(running) < slots and not failed:
+                worker = _start(pipeline, engine, ready.pop(0))
                 running[worker.process.sentinel] = worker
-            if not running:
+            if not running and (failed or not ready):
                 return failed
-            progress.show(running.values())
+            progress.show(running.values(), slots)
             for sentinel in wait(list(running), timeout=1):
                 worker = running.pop(sentinel)
                 worker.process.join()
@@ -224,26 +195,27 @@ def _run(pipeline: Pipeline, jobs: int) -> list[str]:
         pipeline.enter()
 
 
-def _start(pipeline: Pipeline, name: str) -> _Worker:
-    process = multiprocessing.get_context("fork").Process(target=_work, args=(pipeline, name), daemon=True)
+def _start(pipeline: Pipeline, engine: _Here | _Ray, name: str) -> _Worker:
+    process = multiprocessing.get_context("fork").Process(target=_work, args=(pipeline, engine, name), daemon=True)
     process.start()
     return _Worker(name, process, time.monotonic())
 
 
-def _work(pipeline: Pipeline, name: str) -> None:
+def _work(pipeline: Pipeline, engine: _Here | _Ray, name: str) -> None:
     """The life of a child: it leads a process group, so that the command can be stopped with it, and owns a log."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with open(os.devnull) as nothing, _log(name).open("w") as log:
+    _log(name).write_text("")
+    with open(os.devnull) as nothing, _log(name).open("a") as log:  # another machine may write to it too
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     try:
-        pipeline.visit(name)
+        engine.visit(pipeline, name)
     except StageCmdFailedError as error:  # the command itself has said why
         sys.exit(f"{error}")
-    except DvcException as error:
+    except (DvcException, UserError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -312,7 +284,7 @@ def remaining_seconds(ended: Mapping[str, Sequence[float]], left: Mapping[str, i
         return 0.0
     mean = {kind: sum(seconds) / len(seconds) for kind, seconds in ended.items()}
     overall = sum(everything) / len(everything)
-    return sum(count * mean.get(kind, overall) for kind, count in left.items()) / jobs
+    return sum(count * mean.get(kind, overall) for kind, count in left.items()) / max(1, jobs)
 
 
 class _Progress:
@@ -322,7 +294,7 @@ class _Progress:
         self._left, self._count, self._jobs = Counter(map(_kind, names)), len(names), jobs
         self._ended: dict[str, list[float]] = defaultdict(list)
         self._began = time.monotonic()
-        self._live = sys.stdout.isatty()
+        self._live, self._waits = sys.stdout.isatty(), False
         unchanged = f", {total - len(names)} are up to date" if total > len(names) else ""
         print(f"{len(names)} stages to visit{unchanged}; {jobs} at a time, logs in {LOGS}", flush=True)
 
@@ -335,7 +307,11 @@ class _Progress:
         ahead = "" if self._live else f"   ({self._clocks()})"
         print(f"{self._position():>9}  {worker.name:32} {outcome}{seconds:.1f} s{ahead}", flush=True)
 
-    def show(self, running) -> None:
+    def show(self, running: Collection[_Worker], jobs: int) -> None:
+        if not jobs and not self._waits:
+            self.clear()
+            print("No machine has room for a stage; waiting for one", flush=True)
+        self._jobs, self._waits = jobs, not jobs
         if self._live:
             names = ", ".join(f"{worker.name} {time.monotonic() - worker.began:.0f} s" for worker in running)
             line = f"{self._position():>9}  {self._clocks()}: {names}"
