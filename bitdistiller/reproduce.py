@@ -68,11 +68,11 @@ def reproduce(
         UserError: a stage failed, once those that ran beside it have ended; or the cluster or the remote is not there.
     """
     if not hasattr(os, "fork"):
-        if ray or remote:
+        if ray is not None or remote:
             raise UserError("--ray and --remote need Linux or macOS; use `dvc repro`, `dvc push` and `dvc pull` here")
         sys.exit(subprocess.call([sys.executable, "-m", "dvc", "repro", *targets]))
     LOGS.mkdir(parents=True, exist_ok=True)
-    engine = _Ray(ray, resources or Resources(), jobs) if ray else _Here(jobs, cold)
+    engine = _Ray(ray, resources or Resources(), jobs) if ray is not None else _Here(jobs, cold)
     with _ended_by_sigterm(), engine:
         try:
             pipeline = Pipeline(targets, remote)

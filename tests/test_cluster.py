@@ -23,11 +23,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Ray i
 
 # A machine of the cluster is a raylet with workers of its own; it dies by SIGKILL. Told by lines on standard input.
 MACHINES = """
-import sys, tempfile
-from ray.cluster_utils import Cluster
+import os, sys, tempfile
 with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+    os.environ["RAY_TMPDIR"] = folder  # what `auto` finds on this computer stays as it is
+    from ray.cluster_utils import Cluster
     small = {"object_store_memory": 80_000_000}
-    cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, "temp_dir": folder, **small})
+    cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
     machines = {}
     print(cluster.address, flush=True)
     for line in sys.stdin:
@@ -57,6 +58,7 @@ class Machines:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, text=True, env=self.environment, start_new_session=True, **pipes)
         self.address = self._process.stdout.readline().strip()
+        assert self.address, "Ray did not start"
         self.nodes: dict[str, str] = {}
 
     def start(self, name: str, clone: Path | None = None) -> None:
@@ -230,6 +232,12 @@ def test_without_a_cluster_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(client.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'bitdistiller\[cluster\]'"):
         client.Cluster("auto", client.Resources(1), tmp_path)
+
+
+@pytest.mark.parametrize("address", ["", ":6379", "somewhere"])
+def test_an_address_has_a_host_and_a_port(tmp_path, address):
+    with pytest.raises(UserError, match="auto, local or HOST:PORT"):
+        client.Cluster(address, client.Resources(1), tmp_path)
 
 
 @pytest.mark.slow

@@ -33,6 +33,9 @@ class Cluster:
     """A Ray cluster; ``address`` is ``auto``, ``local`` or HOST:PORT, ``logs`` a folder relative to the current one."""
 
     def __init__(self, address: str, resources: Resources, logs: Path):
+        host, _, port = address.rpartition(":")
+        if address not in ("auto", "local") and not (host and port.isdecimal()):
+            raise UserError(f"--ray takes auto, local or HOST:PORT, not '{address}'")
         if importlib.util.find_spec("ray") is None:
             raise UserError("--ray needs Ray, on every machine: pip install 'bitdistiller[cluster]'")
         self._address, self._resources, self._log = address, resources, logs / "ray.log"

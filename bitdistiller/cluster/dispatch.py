@@ -49,8 +49,8 @@ def _connect(address: str) -> None:
         options = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES, "_system_config": system}
         ray.init("local", **options, **quiet)
         return
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal():
+    if address != "auto":
+        host, _, port = address.rpartition(":")
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()  # says at once what is wrong
     ray.init(address, **quiet)
 
