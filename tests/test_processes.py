@@ -153,7 +153,7 @@ def test_a_run_goes_on_with_another_number_of_processes(scale, before, after, sh
     wait_for(moved, 2, process)
     process.terminate()
     _, errors = process.communicate()
-    assert process.returncode == 2 and "SIGTERM" in errors and "Traceback" not in errors
+    assert process.returncode == 143 and "SIGTERM" in errors and "Traceback" not in errors
     spread(moved, after, sharding=sharding if after > 1 else "none")
     trained = run(moved)
     here(whole)
@@ -167,7 +167,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_and_a_sentence(scale):
     wait_for(stopped, 10, process)
     process.terminate()
     _, errors = process.communicate()
-    assert process.returncode == 2, errors
+    assert process.returncode == 143, errors
     step = checkpoints(stopped)[-1]
     assert f"stopped by SIGTERM after step {step} of 40" in errors and "Traceback" not in errors
     assert here(stopped)["resumed_at"] == step

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import yaml
 from accelerate import PartialState
 
-from bitdistiller.errors import UserError
+from bitdistiller.errors import Stopped, UserError, sentence_of
 
 _GO_ON = "the same command goes on from the last checkpoint"
 
@@ -49,6 +49,7 @@ def launch(config: Path, arguments: Sequence[str]) -> None:
 
     Raises:
         UserError: there is no such file, or a process failed: with its own sentence, where it had one.
+        Stopped: SIGTERM or Ctrl-C ended it.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -63,7 +64,7 @@ def launch(config: Path, arguments: Sequence[str]) -> None:
     except ChildFailedError as error:
         raise UserError(_first_failure(error)) from None
     except SignalException as error:
-        raise UserError(f"the run was stopped by {error.sigval.name}; {_GO_ON}") from None
+        raise Stopped(f"the run was stopped by {error.sigval.name}; {_GO_ON}") from None
 
 
 def _first_failure(error) -> str:
@@ -107,7 +108,7 @@ def joined() -> Iterator[None]:
     except Exception as error:
         report = {
             "time": time.time(),
-            "sentence": str(error) if isinstance(error, UserError) else None,
+            "sentence": sentence_of(error),
             "traceback": traceback.format_exc(),
         }
         message = {"message": str(error), "extraInfo": {"timestamp": str(int(report["time"]))}}

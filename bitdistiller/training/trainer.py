@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import Trainer, TrainingArguments
 
 from bitdistiller.device import has_bf16
-from bitdistiller.errors import UserError
+from bitdistiller.errors import Stopped
 from bitdistiller.training import checkpoint, processes
 from bitdistiller.training.sharding import is_sharded
 from bitdistiller.training.stopping import StopAtSignal
@@ -71,7 +71,7 @@ class SafeTrainer(Trainer):
         """Train from the last checkpoint on, whose step is ``resumed_at``, or from the beginning.
 
         Raises:
-            UserError: SIGTERM ended it before its last step.
+            Stopped: SIGTERM ended it before its last step.
         """
         last = self.last_checkpoint() if processes.is_main() else None
         self.resumed_at = processes.from_main(_step(last))
@@ -80,7 +80,7 @@ class SafeTrainer(Trainer):
             print(f"resuming from {resume}")
         output = super().train(*args, resume_from_checkpoint=str(resume) if self.resumed_at else None, **kwargs)
         if self._stop.stopped:
-            raise UserError(
+            raise Stopped(
                 f"stopped by SIGTERM after step {self.state.global_step} of {self.state.max_steps}, with a checkpoint; "
                 "the same command goes on from there"
             )
