@@ -205,6 +205,7 @@ def command_line(pid: int) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_several_processes_is_said_once(scale):
     """Both refuse; one sentence comes out."""
     folder = scale("odd", micro_batches=1)

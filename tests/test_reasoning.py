@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from bitdistiller.config import HumanEvalParams, ReasoningParams, WrittenParams
+from bitdistiller.config import HumanEvalParams, ReasoningParams, WrittenParams, load_params
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate import likelihood
 from bitdistiller.evaluate.shared_context import SharedContextLM
@@ -21,7 +21,7 @@ from bitdistiller.reasoning import gsm8k, humaneval
 from bitdistiller.reasoning.answers import share_score
 from bitdistiller.reasoning.decoding import Written
 from bitdistiller.reasoning.gold import bits_per_byte
-from bitdistiller.reasoning.run import score_benchmarks
+from bitdistiller.reasoning.run import score_benchmarks, score_reasoning
 from bitdistiller.reasoning.writing import Writer
 from bitdistiller.sandbox import Outcome
 from bitdistiller.sandbox.humaneval import problems
@@ -303,8 +303,8 @@ def test_no_program_is_written_where_none_can_be_isolated(micro, tmp_path, monke
 
 
 def test_names_that_are_not_asked_for_are_refused(folder):
-    done = reason(folder, "1m-int2")
-    assert done.returncode == 2 and done.stderr == "error: reasoning has no entry '1m-int2'; it has 1m-full\n"
+    with pytest.raises(UserError, match="^reasoning has no entry '1m-int2'; it has 1m-full$"):
+        score_reasoning("1m-int2", load_params(folder / "params.yaml"), folder / "artifacts")
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["reasoning"]["nobody"] = params["reasoning"]["1m-full"]
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -325,5 +325,6 @@ def test_parameters_that_make_no_sense_are_refused(folder, change, said):
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["reasoning"]["1m-full"]["humaneval"].update(change)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    done = reason(folder, "1m-full")
-    assert done.returncode == 2 and said in done.stderr and "reasoning.1m-full.humaneval" in done.stderr
+    with pytest.raises(UserError) as error:
+        load_params(folder / "params.yaml")
+    assert said in str(error.value) and "reasoning.1m-full.humaneval" in str(error.value)

@@ -23,6 +23,7 @@ def main() -> None:
         _, status = os.waitpid(watcher, 0)
         sys.exit(_shell_status(os.waitstatus_to_exitcode(status)))
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where it was ignored, the command would ignore it too
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
     threading.Thread(target=_end_with_starter, args=(command,), daemon=True).start()
     status = command.wait()
