@@ -267,6 +267,7 @@ def make_clone(folder: Path, remote: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_second_machine_reuses_what_the_first_computed(tmp_path):
     first, second = (make_clone(tmp_path / name, tmp_path / "remote") for name in ("first", "second"))
     status, output, error = run(first, "--remote", "shared")

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from bitdistiller.config import load_params
 from bitdistiller.distill.clipping import search_model
 from bitdistiller.distill.trainer import train
+from bitdistiller.errors import UserError
+from bitdistiller.training.processes import launch
 from tests import tiny
 
 COMMAND = [sys.executable, "-m", "bitdistiller", "train", "student"]
@@ -216,12 +218,12 @@ def test_what_goes_wrong_in_several_processes_is_said_once(scale):
     assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
 
 
-def test_a_missing_configuration_is_one_sentence(scale):
-    folder = scale("none")
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump(params | {"accelerate": "nowhere.yaml"}))
-    done = subprocess.run(COMMAND, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 2 and "nowhere.yaml" in done.stderr and "Traceback" not in done.stderr
+def test_a_missing_or_odd_configuration_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml, named by accelerate in params\.yaml, is not a file"):
+        launch(tmp_path / "nowhere.yaml", ["train", "student"])
+    (tmp_path / "odd.yaml").write_text("num_processes: many")
+    with pytest.raises(UserError, match="does not say num_processes"):
+        launch(tmp_path / "odd.yaml", ["train", "student"])
 
 
 @pytest.mark.slow

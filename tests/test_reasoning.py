@@ -303,7 +303,7 @@ def test_no_program_is_written_where_none_can_be_isolated(micro, tmp_path, monke
 
 
 def test_names_that_are_not_asked_for_are_refused(folder):
-    with pytest.raises(UserError, match="^reasoning has no entry '1m-int2'; it has 1m-full$"):
+    with pytest.raises(UserError, match=r"^reasoning has no entry '1m-int2'; it has 1m-full$"):
         score_reasoning("1m-int2", load_params(folder / "params.yaml"), folder / "artifacts")
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["reasoning"]["nobody"] = params["reasoning"]["1m-full"]
