@@ -1,5 +1,6 @@
 """One thin command a stage of dvc.yaml, and of pretrain/dvc.yaml. Each can be run by itself."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -93,11 +94,13 @@ def train(
     from bitdistiller.config import entry
     from bitdistiller.distill.trainer import checkpoints_of
     from bitdistiller.distill.trainer import train as train_run
+    from bitdistiller.launch import VARIABLE
     from bitdistiller.training import processes
 
     loaded = load(params)
     entry(loaded.runs, "runs", name)
     if loaded.accelerate and not processes.launched():
+        os.environ.pop(VARIABLE, None)  # a warm process runs a command alone
         processes.launch(params.parent / loaded.accelerate, ["train", name, "--params", str(params)])
         return
     with processes.joined():
