@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -79,7 +80,13 @@ def run(folder: Path) -> dict:
     """Train to the end by the command; the record."""
     done = subprocess.run(COMMAND, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    (folder / "printed").write_text(done.stdout)
     return json.loads(record(folder).read_text())
+
+
+def gradient_norms(folder: Path) -> list[float]:
+    """Of every step of a run by the command. AdamW would hide a gradient that is twice what it should be."""
+    return [float(norm) for norm in re.findall(r"'grad_norm': '([\d.e-]+)'", (folder / "printed").read_text())]
 
 
 def record(folder: Path) -> Path:
@@ -104,9 +111,11 @@ def wait_for(folder: Path, step: int, process: subprocess.Popen) -> None:
 
 
 def same_curves(one: dict, other: dict) -> None:
+    """Up to the order of additions, which may tip the rounding of a weight: held-out text notices a single one."""
     for mine, theirs in zip(one["curve"], other["curve"], strict=True):
         for key in ("loss", "validation_perplexity"):
-            assert mine[key] == (theirs[key] and pytest.approx(theirs[key], rel=1e-5)), (mine, theirs)
+            share = 1e-6 if mine["step"] < 2 else 1e-2  # weights are the same until the first step is made
+            assert mine[key] == (theirs[key] and pytest.approx(theirs[key], rel=share)), (mine, theirs)
     assert one["tokens"] == other["tokens"]
 
 
@@ -134,8 +143,12 @@ def test_two_processes_with_sharded_weights_train_as_one_does(scale):
 def test_any_number_of_processes_gives_the_same_curve(scale, processes, change):
     alone, together = scale("alone", **change), scale("together", **change)
     spread(together, processes)
-    same_curves(run(together), here(alone))
-    same_weights(together, alone, tolerance=1e-5)
+    same_curves(run(together), run(alone))
+    assert len(gradient_norms(alone)) == 6
+    assert gradient_norms(together) == pytest.approx(gradient_norms(alone), rel=2e-2)
+    mine, theirs = weights(together), weights(alone)
+    apart = {name: (mine[name] - theirs[name]).abs().mean().item() for name in theirs}
+    assert max(apart.values()) < 1e-5, apart  # six steps move a weight by up to 6e-3
 
 
 def test_recomputed_activations_change_nothing(scale):
