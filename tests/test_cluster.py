@@ -402,6 +402,14 @@ def test_sigterm_from_elsewhere_means_another_machine(request_here):
         ask(request_here, commands=["kill -TERM $$"])
 
 
+def test_a_guard_that_is_killed_means_another_machine(request_here, tmp_path):
+    """Ray kills the guard along with its worker, and the worker may live long enough to see it."""
+    parent = "$(cut -d' ' -f4 /proc/$PPID/stat)"  # of the shell's parent, which is the guard's child
+    with pytest.raises(machine.PreemptedError):
+        ask(request_here, commands=[f"echo $$ > pid; kill -9 {parent}; " + WAIT.format("never")])
+    assert are_gone([int((tmp_path / "pid").read_text())])
+
+
 def test_a_machine_without_the_project_says_so(request_here, monkeypatch, tmp_path):
     assert "does not share the folder" in ask(request_here, token="other")["error"]
     monkeypatch.setenv(machine.CLONE, str(tmp_path / "nowhere"))

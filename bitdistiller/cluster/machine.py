@@ -32,7 +32,7 @@ _DIED_BY_SIGTERM = 128 + 15
 
 
 class PreemptedError(Exception):
-    """The command was asked to end by somebody else: the machine is being taken away, so another one should try."""
+    """The command was ended by somebody else: the machine is being taken away, so another one should try."""
 
 
 def run_stage(request: str) -> str:
@@ -117,6 +117,8 @@ def _run(command: Sequence[str], folder: Path, log: IO[bytes], variables: dict[s
     process.stdin.close()
     if status == _DIED_BY_SIGTERM:
         raise PreemptedError(f"{_where()}: the command was ended by SIGTERM")
+    if status < 0:  # the guard itself, which Ray kills with its worker; of its command it says 128 + n
+        raise PreemptedError(f"{_where()}: what watches over the command was killed by signal {-status}")
     return status
 
 
