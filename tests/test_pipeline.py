@@ -1,6 +1,7 @@
 """The real pipeline through the real command line: `dvc repro` on a tiny world, reruns, and what stages depend on."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bitdistiller.warm import WarmServer
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -17,8 +19,9 @@ ROOT = Path(__file__).parent.parent
 PLUMBING = {"__init__", "cli", "config", "errors", "provenance", "results"}
 
 
-def dvc(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["dvc", *arguments], cwd=folder, capture_output=True, text=True)
+def dvc(folder: Path, *arguments: str, warm: str = "") -> str:
+    environment = {**os.environ, "BITDISTILLER_WARM": warm}
+    done = subprocess.run(["dvc", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -44,7 +47,7 @@ def pipeline_params(model: Path, text: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, tiny_model):
-    """A folder in which the repository's own dvc.yaml has run once.
+    """A folder in which the repository's own dvc.yaml has run once: a stage of it cold, the rest from a warm process.
 
     It has a copy of the code that stages depend on: a .dvcignore speaks for its own folder only, and bytecode that
     Python caches beside the original while this test runs would count as a change.
@@ -59,7 +62,11 @@ def world(tmp_path_factory, tiny_model):
     params = pipeline_params(tiny_model, text)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     dvc(folder, "init", "--no-scm", "--quiet")
-    dvc(folder, "repro")
+    with WarmServer(folder / "warm.log") as server:
+        dvc(folder, "repro", "baseline@full")
+        assert server.wait() is None
+        dvc(folder, "repro", warm=server.address)
+    assert server.refusals == []
     return folder
 
 
@@ -134,32 +141,48 @@ def test_bad_input_is_one_sentence_and_keeps_what_there_is(world):
     assert (world / "results" / "runs" / "student2" / "scores.json").read_bytes() == before
 
 
+SCORING = ["bitdistiller.evaluate.run", "bitdistiller.evaluate.tasks"]
 ENTRY_POINTS = {
-    "text": "bitdistiller.data.generate",
-    "student_text": "bitdistiller.data.generate, bitdistiller.distill.student",
-    "teacher": "bitdistiller.distill.teacher",
-    "clip": "bitdistiller.distill.clipping",
-    "train": "bitdistiller.distill.trainer",
-    "evaluate": "bitdistiller.evaluate.run",
-    "baseline": "bitdistiller.evaluate.run",
-    "ptq": "bitdistiller.evaluate.run",
-    "instruction_text": "bitdistiller.reasoning.instruction_text",
-    "reason": "bitdistiller.reasoning.run, bitdistiller.reasoning.humaneval, bitdistiller.reasoning.gsm8k, "
-    "bitdistiller.reasoning.mmlu",
-    "study": "bitdistiller.analysis.study",
-    "report": "bitdistiller.report",
+    "text": ["bitdistiller.data.generate"],
+    "student_text": ["bitdistiller.data.generate", "bitdistiller.distill.student"],
+    "teacher": ["bitdistiller.distill.teacher"],
+    "clip": ["bitdistiller.distill.clipping"],
+    "train": ["bitdistiller.distill.trainer"],
+    "evaluate": SCORING,
+    "baseline": SCORING,
+    "ptq": SCORING,
+    "instruction_text": ["bitdistiller.reasoning.instruction_text"],
+    "reason": [f"bitdistiller.reasoning.{name}" for name in ("run", "humaneval", "gsm8k", "mmlu")],
+    "study": ["bitdistiller.analysis.study"],
+    "report": ["bitdistiller.report"],
 }
 
 
+@pytest.fixture(scope="module")
+def imported() -> dict[str, list[str]]:
+    """Files of this package that each stage imports; what they all import from elsewhere is imported once."""
+    program = """
+import importlib, json, os, sys
+import datasets, lm_eval.api.task, matplotlib.pyplot, scipy.stats, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+for stage, names in json.loads(sys.argv[1]).items():
+    if os.fork():
+        assert os.wait()[1] == 0, stage
+        continue
+    for name in names:
+        importlib.import_module(name)
+    own = [module for name, module in sys.modules.items() if name.partition(".")[0] == "bitdistiller"]
+    print(json.dumps([stage, [module.__file__ for module in own if module.__file__]]), flush=True)
+    os._exit(0)
+"""
+    command = [sys.executable, "-c", program, json.dumps(ENTRY_POINTS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
 @pytest.mark.parametrize("stage", ENTRY_POINTS)
-def test_stages_depend_on_all_code_that_they_import(stage):
-    program = (
-        f"import sys, {ENTRY_POINTS[stage]}\n"
-        + ("import bitdistiller.evaluate.tasks\n" if stage in ("evaluate", "baseline", "ptq") else "")
-        + "print(*(m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] == 'bitdistiller' and m.__file__))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    modules = [Path(name).relative_to(ROOT) for name in done.stdout.split()]
+def test_stages_depend_on_all_code_that_they_import(imported, stage):
+    modules = [Path(name).relative_to(ROOT) for name in imported[stage]]
     section = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
     declared = [Path(d.removeprefix("${root}/")) for d in section.get("do", section)["deps"]]
     missing = [

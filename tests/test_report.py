@@ -36,13 +36,18 @@ def build(params, folder, out):
     return build_report(params, written(params, folder), folder / "results", out)
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The report of a project with two scales: micro's own, and a published one. It is drawn when the runs are gone."""
-    root = tmp_path_factory.mktemp("project")
+def project(root: Path) -> Path:
+    """A folder with this repository's studies, whose only scale is its own."""
     for name in ("studies", "reports/templates", "reports/published"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).symlink_to(ROOT / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The report of a project with two scales: micro's own, and a published one. It is drawn when the runs are gone."""
+    root = project(tmp_path_factory.mktemp("project"))
     truths = {"full": Truth(0.6, 30.0), 1: Truth(0.375, 1500.0)}
     for folder, scale, seeds in ((root, "micro", 2), (root / "profiles" / "large", "large, 1 seed", 1)):
         section = bit_scaling_runs(folder / "results", questions=200, seeds=seeds, chance=TASKS, truths=truths)
@@ -314,14 +319,14 @@ def test_publishing_replaces_what_was_there_and_needs_a_study(built, tmp_path):
 
 
 def test_a_study_that_was_not_computed_is_named(tmp_path):
-    params = make_params(bit_scaling_runs(tmp_path / "results", questions=10))
+    params = make_params(bit_scaling_runs(tmp_path / "results", questions=10), root=project(tmp_path))
     with pytest.raises(UserError, match=r"bit_scaling\.json does not exist; run `dvc repro`"):
         build(params, tmp_path, tmp_path / "reports")
 
 
 def test_a_study_whose_full_precision_is_at_chance_still_makes_a_report(tmp_path):
     section = bit_scaling_runs(tmp_path / "results", questions=60, seeds=1, truths={"full": Truth(0.25, 30.0)})
-    params = make_params(section)
+    params = make_params(section, root=project(tmp_path))
     run_study("bit_scaling", params, tmp_path / "results")
     build(params, tmp_path, tmp_path / "reports")
     text = (tmp_path / "reports" / "report.md").read_text()
