@@ -46,7 +46,6 @@ VARIANTS = {
     "3B teacher": "int2-by-2.7b",
     "3x data": "int2-3x",
 }
-GROUPS_OF = {"3488.38": 128, "2707.56": 64, "2720.33": 32}  # perplexity -> group size
 LEFT_OUT = {  # (file, columns that say which) -> why no run answers to it
     ("bitdistiller_cost.csv", "LLaMA-2-70B"): "of no other table; its scores are not published there",
     ("bitdistiller_reasoning.csv", "gsm8k_metamath_3b"): "no weights of that name are public",
@@ -104,10 +103,16 @@ def author(row: dict) -> list[tuple[str, str]]:
 
 
 def group(row: dict) -> list[tuple[str, str]]:
-    """Rows are mislabelled in print; results.md of the follow-up's repository says which perplexity is which size."""
-    profile, prefix = PLACES[row["student"]]
-    size = GROUPS_OF[row["ppl"]]
+    profile, prefix = PLACES[row.get("model") or row["student"]]
+    size = group_size(row)
     return [(profile, f"{prefix}-int{row['bits']}{'' if size == 128 else f'-g{size}'}")]
+
+
+def group_size(row: dict) -> int:
+    """That of the row; where it is mislabelled in print, that of the row with its perplexity elsewhere."""
+    if "printed_label" in row:
+        (row,) = (other for other in printed("followup_repo_groups.csv") if other["ppl"] == row["ppl"])
+    return int(row.get("group_size") or 128)
 
 
 def temperature(row: dict) -> list[tuple[str, str]]:
@@ -129,6 +134,7 @@ TABLES = {
     "followup_data.csv": author,
     "followup_group.csv": group,
     "followup_kd_temperature.csv": temperature,
+    "followup_repo_groups.csv": group,
     "followup_repo_results.csv": repository,
 }
 
@@ -167,8 +173,7 @@ def test_a_run_is_what_its_row_says(file):
                 continue
             quantizer = params.quantizers[made.quantizer]
             assert quantizer.bits == int(row.get("bits") or 2)
-            size = GROUPS_OF[row["ppl"]] if file == "followup_group.csv" else row.get("group_size")
-            assert quantizer.group_size == int(size or 128)
+            assert quantizer.group_size == group_size(row)
             if row.get("format") or file == "followup_bits.csv":
                 assert quantizer.format == {"int": "int-asym", "nf": "nf-asym"}[row.get("format") or "int"]
             if row.get("method") in ("RTN", "GPTQ", "LLM-QAT"):
