@@ -213,6 +213,12 @@ class WrittenParams(Section):
         return self
 
 
+class Gsm8kParams(WrittenParams):
+    """GSM8K: a question after eight worked examples, or asked as an instruction, in the model's chat template."""
+
+    style: Literal["examples", "instruction"] = "examples"
+
+
 class HumanEvalParams(WrittenParams):
     """HumanEval: the prompt completed as it stands, or asked for as an instruction, in the model's chat template."""
 
@@ -233,7 +239,7 @@ class ReasoningParams(Section):
     """
 
     mmlu: MmluParams | None = None
-    gsm8k: WrittenParams | None = None
+    gsm8k: Gsm8kParams | None = None
     humaneval: HumanEvalParams | None = None
     batch_tokens: PositiveInt
     seed: Seed

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from bitdistiller.config import HumanEvalParams, ReasoningParams, WrittenParams, load_params
+from bitdistiller.config import Gsm8kParams, HumanEvalParams, ReasoningParams, load_params
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate import likelihood
 from bitdistiller.evaluate.shared_context import SharedContextLM
@@ -26,6 +26,11 @@ from bitdistiller.reasoning.writing import Writer
 from bitdistiller.sandbox import Outcome
 from bitdistiller.sandbox.humaneval import problems
 from tests.isolation import needs_isolation
+
+TEMPLATE = (
+    "{{ date_string }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<go>{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_gsm8k_s_items_are_the_official_ones():
 def test_gsm8k_counts_by_both_extractions_and_means_over_samples(micro, tmp_path, no_likelihood):
     """The first item is answered in the asked form, the second only at the end, the third once in two samples."""
     gold = [json.loads(line)["answer"].rpartition("#### ")[2] for line in gsm8k.gsm8k_jsonl().splitlines()]
-    params = WrittenParams(limit=4, samples=2, temperature=0.5, max_new_tokens=8)
+    params = Gsm8kParams(limit=4, samples=2, temperature=0.5, max_new_tokens=8)
     order = sorted(subset("gsm8k_cot", 1319, 4, seed=0))
 
     def script(key: str) -> str:
@@ -106,11 +111,28 @@ def test_gsm8k_counts_by_both_extractions_and_means_over_samples(micro, tmp_path
 
 def test_gsm8k_s_prompt_has_eight_examples(micro, tmp_path, no_likelihood):
     writer = scripted(micro, tmp_path, lambda key: "")
-    gsm8k.score_gsm8k(writer, WrittenParams(limit=2, max_new_tokens=8), seed=0)
+    gsm8k.score_gsm8k(writer, Gsm8kParams(limit=2, max_new_tokens=8), seed=0)
     for prompt in writer.asked:
         text = micro.tokenizer.decode(prompt.tokens)
         assert text.count("Q:") == 9 and text.count("The answer is") == 8 and text.rstrip().endswith("A:")
         assert prompt.stop[0] == "Q:"
+
+
+def test_gsm8k_as_an_instruction_is_the_question_alone(micro, tmp_path, no_likelihood, monkeypatch):
+    items = [json.loads(line) for line in gsm8k.gsm8k_jsonl().splitlines()]
+    chosen = [items[index] for index in sorted(subset("gsm8k_cot", 1319, 3, seed=0))]
+    answers = [item["answer"].rpartition("#### ")[2] for item in chosen]
+    writer = scripted(micro, tmp_path, lambda key: f"Q: is no end here.\nThe answer is: {answers[int(key[0])]}")
+    asked = Gsm8kParams(limit=3, max_new_tokens=8, style="instruction")
+    with pytest.raises(UserError, match="this tokenizer has no chat template to ask in; choose another style"):
+        gsm8k.score_gsm8k(writer, asked, seed=0)
+    monkeypatch.setattr(micro.tokenizer, "chat_template", TEMPLATE)
+    scores, _, _ = gsm8k.score_gsm8k(writer, asked, seed=0)
+    assert {score.metric: score.value for score in scores}["exact_match_flexible"] == 1
+    for prompt, item in zip(writer.asked[-3:], chosen, strict=True):
+        text = micro.tokenizer.decode(prompt.tokens)
+        expected = micro.tokenizer.decode(micro.tokenizer(f"26 Jul 2024<user>{item['question']}<go>")["input_ids"])
+        assert text == expected and prompt.stop == ()
 
 
 # --- HumanEval ----------------------------------------------------------------------------------------------------
@@ -154,11 +176,9 @@ def test_instructions_are_asked_in_the_chat_template(micro, tmp_path, no_likelih
     solutions = {problem.name: problem.prompt + problem.solution for problem in problems()}
     asked = COMPLETED.model_copy(update={"style": "instruction"})
     writer = scripted(micro, tmp_path, lambda key: f"Sure:\n```python\n{solutions[key.rpartition('/')[0]]}\n```\nDone.")
-    with pytest.raises(UserError, match="this tokenizer has no chat template; set style to completion"):
+    with pytest.raises(UserError, match="this tokenizer has no chat template to ask in; choose another style"):
         humaneval.score_humaneval(writer, asked, seed=0)
-    template = "{{ date_string }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    template += "{% if add_generation_prompt %}<go>{% endif %}"
-    monkeypatch.setattr(micro.tokenizer, "chat_template", template)
+    monkeypatch.setattr(micro.tokenizer, "chat_template", TEMPLATE)
     scores, _, _ = humaneval.score_humaneval(writer, asked, seed=0)
     assert scores[0].value == 1
     text = micro.tokenizer.decode(writer.asked[0].tokens)
@@ -219,7 +239,7 @@ def test_prompts_that_do_not_fit_are_refused(micro, tmp_path):
     writer = Writer(micro.model, micro.tokenizer, 4096, tmp_path, "m")
     with pytest.raises(UserError, match="do not fit the model's context of 512; lower max_new_tokens"):
         score_benchmarks(
-            writer, ReasoningParams(gsm8k=WrittenParams(limit=2, max_new_tokens=8), batch_tokens=4096, seed=0)
+            writer, ReasoningParams(gsm8k=Gsm8kParams(limit=2, max_new_tokens=8), batch_tokens=4096, seed=0)
         )
 
 

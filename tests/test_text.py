@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from bitdistiller.data.blocks import encode, packed_blocks
 from bitdistiller.data.text import SPLITS, TEXT_SETS, Document, document_id, load_text, split_of, text_provenance
@@ -192,6 +193,22 @@ def test_packed_blocks_are_the_documents_end_to_end(tokenizer, texts, length):
     assert blocks.dtype == torch.int64 and blocks.shape == (len(stream) // length, length)
     assert blocks.flatten().tolist() == stream[: blocks.numel()]
     assert len(stream) - blocks.numel() < length
+
+
+@pytest.mark.parametrize("special, single", [((), ""), (("<s>",), "<s> $A"), (("<s>", "</s>"), "<s> $A </s>")])
+def test_documents_begin_as_the_tokenizer_begins_them(special, single):
+    """With Llama's start token; with the end-of-text token where a tokenizer puts nothing before text."""
+    tokenizer = train_tokenizer("bpe", ["one two three", "four five six seven"])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    if special:
+        ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in special]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=ids)
+    start = tokenizer.convert_tokens_to_ids("<s>") if special else tokenizer.eos_token_id
+    one, two = encode(tokenizer, ["one two", "four"])
+    length = len(one) + len(two) + 2
+    assert packed_blocks(tokenizer, [document("one two"), document("four")], length).tolist() == [
+        [start, *one, start, *two]
+    ]
 
 
 def test_packing_nothing_is_refused(tokenizer):

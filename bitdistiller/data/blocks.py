@@ -18,15 +18,25 @@ def encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
 
+def start_token(tokenizer) -> int:
+    """Id of the token that every document begins with, so that its first real token is predicted too.
+
+    It is the one that the tokenizer itself puts before text (Llama 2: ``<s>``), and where it puts none, as those of
+    SmolLM2, Qwen and the micro models, the end-of-text token.
+    """
+    return next(iter(tokenizer("")["input_ids"]), tokenizer.eos_token_id)
+
+
 def packed_blocks(tokenizer, documents: Sequence[Document], length: int) -> Int[Tensor, "B T"]:
-    """Documents joined by the end-of-text token and cut into full blocks; the remainder is dropped.
+    """Documents, each after the start token, end to end, cut into full blocks; the remainder is dropped.
 
     Raises:
         UserError: the documents do not fill a single block.
     """
     stream: list[int] = []
+    start = start_token(tokenizer)
     for ids in encode(tokenizer, [document.text for document in documents]):
-        stream += [tokenizer.eos_token_id, *ids]
+        stream += [start, *ids]
     count = len(stream) // length
     if count == 0:
         raise UserError(f"{len(documents)} documents give {len(stream)} tokens, too few for one block of {length}")

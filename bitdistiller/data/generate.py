@@ -1,7 +1,7 @@
 """Teacher-generated data: a model continues prompts cut from train text.
 
 BitDistiller trains on text that the teacher itself wrote (arXiv 2402.10631, section 3.3): sampled at temperature 0.7,
-top-p 1. A sequence is the end-of-text token, a prompt of real words and what the model made of them, until it ends the
+top-p 1. A sequence is the start token, a prompt of real words and what the model made of them, until it ends the
 text or the length is reached. Sampling can fall into loops, which teach a student nothing; how much it did is stored
 beside the data as repetition statistics.
 """
@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import TextParams
-from bitdistiller.data.blocks import encode, packed_blocks
+from bitdistiller.data.blocks import encode, packed_blocks, start_token
 from bitdistiller.data.text import Document, load_text, text_provenance
 from bitdistiller.device import device, has_bf16
 from bitdistiller.errors import UserError
@@ -115,15 +115,13 @@ def _continue(model, tokenizer, batch: list[tuple[str, list[int]]], params: Text
 
 
 def _prompts(tokenizer, documents: list[Document], params: TextParams) -> list[tuple[str, list[int]]]:
-    """(document id, end-of-text + ``prompt_length - 1`` tokens), ``sequences`` of them, in seeded order."""
+    """(document id, start token + ``prompt_length - 1`` tokens), ``sequences`` of them, in seeded order."""
     order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(params.seed)).tolist()
     shuffled = [documents[index] for index in order]
     ids = encode(tokenizer, [document.text for document in shuffled])
-    size, prompts, start = params.prompt_length - 1, [], 0
+    first, size, prompts, start = start_token(tokenizer), params.prompt_length - 1, [], 0
     while len(prompts) < params.sequences:
-        cuts = [
-            (d.id, [tokenizer.eos_token_id, *row[start : start + size]]) for d, row in zip(shuffled, ids, strict=True)
-        ]
+        cuts = [(d.id, [first, *row[start : start + size]]) for d, row in zip(shuffled, ids, strict=True)]
         usable = [cut for cut in cuts if len(cut[1]) == params.prompt_length]
         if not usable:
             raise UserError(

