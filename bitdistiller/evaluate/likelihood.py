@@ -8,7 +8,7 @@ That is exact for every model whose logits are its output layer applied to its l
 scale or cap their logits afterwards are refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -85,3 +85,10 @@ def by_length(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences have in common at their beginning."""
+    first, last = min(sequences), max(sequences)  # all others lie between these two, and begin as both do
+    differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differ, len(first))

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitdistiller.device import has_bf16
 from bitdistiller.errors import UserError
-from bitdistiller.evaluate.likelihood import by_length, hidden_states, inference, target_log_probs
+from bitdistiller.evaluate.likelihood import by_length, common_length, hidden_states, inference, target_log_probs
 
 _TYPICAL_TOKENS = 128  # length of one request, for lm-eval's own path, which counts a batch in requests
 
@@ -115,7 +115,7 @@ def trunks(groups: dict[Context, Choices], longest: int) -> list[tuple[int, list
         own = len(context) + sum(len(choice) - 1 for choice in groups[context].values())
         if found:
             trunk, members = found[-1]
-            shared = min(trunk, _common(members[-1], context))
+            shared = min(trunk, common_length([members[-1], context]))
             saving = len(members) * shared - (len(members) - 1) * trunk
             length = total + own - len(members) * shared
             if saving >= _LEAST_SAVING and length <= min(longest, _TRUNKS * shared):
@@ -126,11 +126,6 @@ def trunks(groups: dict[Context, Choices], longest: int) -> list[tuple[int, list
         total = own
     place = {context: index for index, context in enumerate(groups)}
     return sorted(found, key=lambda group: min(place[context] for context in group[1]))
-
-
-def _common(one: Context, other: Context) -> int:
-    differing = (index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))
 
 
 class SharedContextLM(HFLM):

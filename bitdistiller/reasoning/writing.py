@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bitdistiller.errors import UserError
-from bitdistiller.evaluate.likelihood import by_length, inference
+from bitdistiller.evaluate.likelihood import by_length, common_length, inference
 from bitdistiller.reasoning.decoding import Prompt, Sampling, Written, decode
 from bitdistiller.reasoning.prefix import shared_prefix, supports_prefix
 
@@ -95,9 +95,7 @@ def shared_length(sequences: Sequence[Sequence[int]]) -> int:
 
     0 if they are too few to be worth a computation of their own.
     """
-    first, last = min(sequences), max(sequences)  # all others lie between these two, and begin as both do
-    differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    common = min(next(differ, len(first)), min(map(len, sequences)) - 1)
+    common = min(common_length(sequences), min(map(len, sequences)) - 1)
     return common if common >= _WORTH_SHARING else 0
 
 
