@@ -191,9 +191,12 @@ class RunScores(Record):
 
 
 class CurvePoint(Record):
+    """What training logged after a step. ``validation_nll`` is that of each validation sequence, nats a token."""
+
     step: int
     loss: float | None = None
     validation_perplexity: float | None = None
+    validation_nll: list[float] | None = None
 
 
 class TeacherRecord(Record):

@@ -14,15 +14,16 @@ interval of the chance-subtracted retention lies above 1/2 for both (supported) 
 Two intervals that each err on one side in 2.5 % of cases keep the claim's error at 5 % without correction. Plain
 retention, which credits guessing, is reported and decides nothing.
 
-*one-bit-chance* takes the sentence as it stands, with one guard: an experiment with large standard errors would
-support it whatever the model does. Supported: within two standard errors of chance, and two standard errors are at
-most a quarter of full precision's gain over chance. Contradicted: beyond two standard errors, on either side, and the
-95 % interval (wider with few seeds) excludes chance too. Undecided otherwise.
+*one-bit-chance* reads "within two standard errors of chance" as no better than that: a model can answer worse than one
+that guesses, where short or frequent endings mislead it, and has learnt no more. There is one guard: an experiment with
+large standard errors would support the sentence whatever the model does. Supported: at most two standard errors above
+chance, and two standard errors are at most a quarter of full precision's gain over chance. Contradicted: further above,
+and the 95 % interval (wider with few seeds) excludes chance too. Undecided otherwise.
 
 *one-bit-perplexity* asks whether the interval of the ratio of perplexities, 1 bit over 2 bits, lies above 10.
 
 All comparisons above are then corrected together over the study (``verdict.family_wise``); *one-bit-chance* takes part
-only where it is beyond two standard errors, since within them nothing is rejected.
+only where it is further above chance, since otherwise nothing is rejected.
 """
 
 import math
@@ -177,16 +178,16 @@ def judge_keeps_most(results: Results) -> Verdict:
 
 
 def judge_one_bit_chance(results: Results) -> Verdict:
-    """At 1 bit the mean accuracy is within two standard errors of chance."""
+    """At 1 bit the mean accuracy is at most two standard errors above chance."""
     student, chance = _accuracy(results, label(1)), _chance(results)
     excess = accuracy([student], [1]).minus(chance)
     gain = accuracy([_accuracy(results, FULL)], [1]).value - chance
     powered = 2 * excess.standard_error <= POWER_SHARE * gain
-    if abs(excess.t()) <= 2:
+    if excess.t() <= 2:
         outcome = "supported" if powered else "undecided"
     else:
-        outcome = "contradicted" if excess.low > 0 or excess.high < 0 else "undecided"
-    p = excess.p_value() if abs(excess.t()) > 2 else None
+        outcome = "contradicted" if excess.low > 0 else "undecided"
+    p = excess.p_value() if excess.t() > 2 else None
     needs = None if powered or p is not None or gain <= 0 else needed_for_error(excess, POWER_SHARE * gain / 2)
     deciding = finding("accuracy at 1 bit minus chance", excess, "points", outcome, p, needs=needs)
     side = "above" if excess.value > 0 else "below"
@@ -313,7 +314,7 @@ CLAIMS = (
     ),
     Claim(
         id="one-bit-chance",
-        sentence="At 1 bit task accuracy is within two standard errors of chance.",
+        sentence="At 1 bit task accuracy is no more than two standard errors above chance.",
         source=f"{FOLLOW_UP}, section 6.2 and tables 1-3",
         published=printed_excess,
         test=judge_one_bit_chance,

@@ -11,11 +11,15 @@ padding (corpus text in full blocks) are left out: nothing can be excluded from 
 construction and says nothing. One data set has no spread; then the claim is undecided. Data sets that share a teacher
 are alike, so the interval speaks for data sets of these teachers.
 
-*raises-gamma* needs both ways to measure confidence, since the two papers' formula and code differ in that.
-*by-the-printed-percentage* is about the greatest probability, which is what the follow-up's code had: the mean change
-lies within 2 percentage points of the printed one, on either side. Two percent of a gamma near one half move CAKLD's
-weights by a hundredth, of the whole way from forward to reverse KL. How large the change is depends on how much of a
-text is padding; its share stands beside each data set in the figure.
+Both are about the greatest probability, which is what the follow-up's code had. The label's stands beside and decides
+nothing: a padded position's label has next to no probability, so that gamma falls by the share of padding, by
+arithmetic. A teacher may be as sure of the greatest probability there as elsewhere; whether it is, is an observation.
+
+*by-the-printed-percentage*: the mean change lies within 2 percentage points of the printed one, on either side. Two
+percent of a gamma near one half move CAKLD's weights by a hundredth, of the whole way from forward to reverse KL. How
+large the change is depends on how much of a text is padding, which the paper does not print: the share stands beside
+each data set in the figure, and beside the claim the share at which the change would be the printed one, if padded
+positions were as sure as they are here.
 
 *no-difference-to-the-student* asks for equivalence, as ``kd_temperature`` does and within the same margins: 2 points
 of accuracy, a perplexity ratio of 1.05. Students of the greatest probability stand beside.
@@ -78,11 +82,34 @@ def change(way: str) -> Measure:
             return undefined(name + alone, "percent", len(logs), 1).model_copy(
                 update={"needs": "two data sets or more"}
             )
-        error = float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
-        estimate = Estimate(float(np.mean(logs)), error, len(logs) - 1, len(logs), seeds=1, sample="data sets")
+        estimate = _mean(logs)
         return Quantity(f"{name}, mean over data sets", estimate, "percent", estimate.p_value())
 
     return measure
+
+
+def padding_for(percent: float) -> Measure:
+    """Share of padding at which leaving it out would raise the gamma of greatest probabilities by ``percent``."""
+
+    def measure(results: Results) -> Quantity | Finding:
+        shares = []
+        for record in results.teachers.values():
+            if record.padding > 0:
+                real, all_of_it = record.gammas["max"], record.gammas["max-with-padding"]
+                lost = (real - all_of_it) / record.padding  # confidence at a real position minus at a padded one
+                shares.append((real - real / (1 + percent / 100)) / lost if lost > 0 else math.inf)
+        name = f"share of padding at which the change (max) would be {percent} %"
+        if len(shares) < 2 or math.inf in shares:
+            return undefined(name, "share", len(shares), 1)
+        return Quantity(f"{name}, mean over data sets", _mean(shares), "share")
+
+    return measure
+
+
+def _mean(values: list[float]) -> Estimate:
+    """Of data sets, with their t-interval."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Estimate(float(np.mean(values)), error, len(values) - 1, len(values), seeds=1, sample="data sets")
 
 
 def _rows(results: Results) -> list[dict]:
@@ -127,22 +154,22 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
 
 
 table = comparison_table(_rows)
-DESIGN = Design(disagreement=0.1, spread=0.05, comparisons=6)
+DESIGN = Design(disagreement=0.1, spread=0.05, comparisons=5)
 CLAIMS = (
     Claim(
         id="raises-gamma",
         sentence="Leaving padding out raises gamma.",
         source=f"{FOLLOW_UP}, section 6.4.2",
-        test=all_of(above(change("max"), 0), above(change("label"), 0)),
+        test=all_of(above(change("max"), 0), beside(change("label"))),
     ),
     Claim(
         id="by-the-printed-percentage",
-        sentence=f"Leaving padding out raises gamma by {PRINTED} %.",
+        sentence=f"On these texts leaving padding out raises gamma by {PRINTED} %.",
         source=f"{FOLLOW_UP}, section 6.4.2",
         test=all_of(
             above(change("max"), PRINTED - TOLERANCE),
             below(change("max"), PRINTED + TOLERANCE),
-            beside(change("label")),
+            beside(padding_for(PRINTED)),
         ),
     ),
     Claim(

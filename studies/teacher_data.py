@@ -2,8 +2,9 @@
 
 Teacher, student, loss and budget are the same in every run; only the text differs: written by the student's own
 full-precision weights, by a medium or a large model, by the student as it is before training, or by people (the corpus
-from which the prompts of the others are cut). Corpus sequences are full blocks; generated ones end where the model ends
-them, so a step holds slightly fewer of their tokens.
+from which the prompts of the others are cut). Generated sequences end where the model ends them and are filled up with
+padding; corpus sequences are full blocks, so there are fewer of them: as many tokens in all, and in every step, as the
+teacher's text has without its padding.
 
 *teacher-generated-best* is BitDistiller's claim: text by the teacher beats fixed text and text by the student. It is
 decided by perplexity on held-out text, in both comparisons; accuracy and KL to the teacher stand beside. Perplexity is

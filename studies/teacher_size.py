@@ -6,7 +6,7 @@ whole recipe; ``teacher_data`` holds the teacher fixed and changes the text alon
 
 The papers disagree here. BitDistiller reports that for LLaMA-2-7B a teacher of 13B is no better than the model itself,
 and takes self-distillation for that reason. Table 4 of the follow-up prints lower perplexities under larger teachers.
-So there are two claims, of which at most one can be supported.
+So there are two claims, one a paper's; a larger teacher that helps by less than the margin supports both.
 
 *no-gain* is non-inferiority of self-distillation: in none of the three pairs is the larger teacher better by more than
 a margin. The margins are 2 points of accuracy, about twice the error that the papers print for one task, and a

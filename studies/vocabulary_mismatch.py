@@ -3,7 +3,9 @@
 The same 2-bit student, once taught by its own full-precision weights and once by a model of the same size and family
 whose tokenizer is another one. The two vocabularies are equally large, so shapes fit and nothing fails: the student
 reads the other tokenizer's ids as its own and learns which id follows which in a numbering that is not its own. This
-suite refuses such a pair (``trainer.check_vocabulary``); the run here sets ``allow_vocabulary_mismatch``.
+suite refuses such a pair (``trainer.check_vocabulary``); the run here sets ``allow_vocabulary_mismatch``. Where
+other studies' budget is too short for the second one's curve to level off, both runs have a longer one: to unlearn
+takes steps too.
 
 *perplexity-collapses* reads "destroys" as at least ten times the perplexity of self-distillation, an order of
 magnitude, which no difference between working students of one size comes near; the 95 % interval decides.

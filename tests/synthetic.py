@@ -51,6 +51,7 @@ class Truth:
         kl, agreement: distance to the full-precision original.
         scatter: how far a run is from others item by item.
         solved, bits: share of the items of MMLU, GSM8K and HumanEval that it solves, and bits a byte of solutions.
+        start: validation perplexity before training over that at its end.
         exact: whether means over documents are as stated in spite of the scatter, or a sample's.
         scores, training: fields of its ``RunScores`` and ``TrainingRecord`` that a study reads besides.
     """
@@ -63,6 +64,7 @@ class Truth:
     solved: float = 0.4
     bits: float = 0.6
     scatter: float = 0.05
+    start: float = 5.0
     exact: bool = False
     scores: Mapping = field(default_factory=dict)
     training: Mapping = field(default_factory=dict)
@@ -203,12 +205,14 @@ def make_scores(run: str, model: str, bits: float, items: pd.DataFrame, chance: 
     )
 
 
-def make_training(run: str, truth: Truth) -> TrainingRecord:
+def make_training(run: str, truth: Truth, seed: int) -> TrainingRecord:
+    """Curves of one run; all runs validate on the same 24 sequences."""
     curve = [CurvePoint(step=step, loss=0.4 + 2.0 * 0.94**step) for step in range(1, 61)]
-    curve += [
-        CurvePoint(step=step, validation_perplexity=truth.perplexity * (1 + 4 * 0.93**step))
-        for step in (0, 10, 20, 30, 40, 50, 60)
-    ]
+    own = np.random.default_rng(1).normal(size=24) + np.random.default_rng(seed).normal(scale=truth.scatter, size=24)
+    for step in (0, 10, 20, 30, 40, 50, 60):
+        perplexity = truth.perplexity * (1 + (truth.start - 1) * 0.93**step)
+        nll = (np.log(perplexity) + own - own.mean()).tolist()
+        curve.append(CurvePoint(step=step, validation_perplexity=perplexity, validation_nll=nll))
     return TrainingRecord(
         run=run,
         teacher="micro-3m",
@@ -217,7 +221,7 @@ def make_training(run: str, truth: Truth) -> TrainingRecord:
         gamma=0.41,
         final_loss=0.45,
         curve=sorted(curve, key=lambda point: point.step),
-        parameters_used={"run": {"steps": 60, "seed": 0}},
+        parameters_used={"run": {"steps": 60, "validate_every": 10, "seed": 0}},
         environment=ENVIRONMENT,
         cost=Cost(seconds=51.2, peak_bytes=1_100_000_000),
     )
@@ -252,7 +256,7 @@ def write_run(
     beside = [choice_items(items, chance)] + ([] if original else [distance_items(items, truth, seed)])
     write_items(pd.concat([items, *beside]), folder / "items.csv")
     if trained:
-        training = make_training(run, truth).model_dump() | dict(truth.training)
+        training = make_training(run, truth, seed).model_dump() | dict(truth.training)
         TrainingRecord.model_validate(training).write(folder / "train.json")
 
 

@@ -229,6 +229,11 @@ def test_training_lowers_the_loss_and_records_it(tiny_model, tiny_text, world, t
     assert len(losses) == record.steps == 30 and sum(losses[-5:]) < 0.8 * sum(losses[:5])
     validated = [point.step for point in record.curve if point.validation_perplexity is not None]
     assert validated[0] == 0 and validated[-1] == 30
+    for point in record.curve:
+        of_sequences, perplexity = point.validation_nll, point.validation_perplexity
+        assert (of_sequences is None) == (perplexity is None)
+        if perplexity:
+            assert len(of_sequences) == 4 and mean(of_sequences) == pytest.approx(math.log(perplexity), rel=1e-3)
     assert record.cost.seconds > 0 and record.environment.versions["torch"].startswith("2.")
     saved = LlamaForCausalLM.from_pretrained(folder / "students" / "student")
     assert saved.dtype == torch.float32

@@ -68,6 +68,11 @@ CASES: dict[str, dict[str, dict[str, dict]]] = {
             "undecided": {"CAKLD": {"perplexity": 36.0}, "JSD": {"perplexity": 36.0, **NOISY}},
         },
         "converges-faster": {
+            "supported": {"CAKLD": {"start": 2.0}},
+            "contradicted": {"CAKLD": {"start": 2.0}, "JSD": {"start": 1.5}},
+            "undecided": {"CAKLD": {"training": {"curve": []}}},
+        },
+        "ends-closer": {
             "supported": {"CAKLD": {"kl": 0.2}},
             "contradicted": {"CAKLD": {"kl": 0.2}, "TSLD": {"kl": 0.1}},
             "undecided": {"CAKLD": {"kl": 0.2}, "TSLD": {"kl": 0.2, **NOISY}},
@@ -75,6 +80,11 @@ CASES: dict[str, dict[str, dict[str, dict]]] = {
     },
     "one_bit_collapse": {
         "distillation-fails": {
+            "supported": {f"{grid}, 1 bit, no teacher": {"perplexity": 500.0} for grid in ("INT-Asym", "binary")},
+            "contradicted": {"binary, 1 bit, no teacher": {"perplexity": 900.0}},
+            "undecided": NEITHER,
+        },
+        "collapses-on-every-grid": {
             "supported": {},
             "contradicted": {"binary, 1 bit": {"perplexity": 150.0}},
             "undecided": {"binary, 1 bit": {"perplexity": 430.0, **NOISY}},
@@ -370,8 +380,10 @@ def test_scores_of_other_weights_are_refused(tmp_path):
 
 
 def test_one_data_set_cannot_decide_about_data_sets(verdicts):
-    """At laptop scale there is one: its change is told, and what would decide."""
-    verdict = verdicts("gamma_masking", scale_name="laptop")["raises-gamma"].verdict
+    """Its change is told, and what would decide."""
+    others = scale("laptop").studies["gamma_masking"]["teachers"][1:]
+    without = {name: {"padding": 0.0} for name in others}
+    verdict = verdicts("gamma_masking", without, scale_name="laptop")["raises-gamma"].verdict
     assert (verdict.outcome, verdict.needs) == ("undecided", "two data sets or more")
     assert "% in the only data set" in verdict.explanation
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel, set_seed
@@ -34,10 +35,14 @@ from bitdistiller.training.trainer import SafeTrainer, fingerprint, training_arg
 
 EXPLOSION = 10  # times the first loss
 EAGER_LENGTH = 512  # tokens
+NLL = "eval_nll"
 
 
 class DistillationTrainer(SafeTrainer):
-    """SafeTrainer whose training loss compares with cached teacher states; evaluation is plain cross-entropy."""
+    """SafeTrainer whose training loss compares with cached teacher states.
+
+    Evaluation is plain cross-entropy, which the log holds of every sequence too, as ``NLL``.
+    """
 
     def __init__(self, model: PreTrainedModel, args, teacher_head: Tensor, objective: Objective, **kwargs):
         if args.n_gpu > 1:
@@ -55,6 +60,23 @@ class DistillationTrainer(SafeTrainer):
         total = model(**inputs)
         self._refuse_divergence(total.item() / int((inputs["labels"] != IGNORED).sum()))
         return total / num_items_in_batch * self.args.world_size  # gradients are averaged over processes
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss of a batch and, in the place of logits, the mean negative log-likelihood of each of its sequences."""
+        loss, logits, labels = super().prediction_step(model, inputs, False, ignore_keys)
+        rows = zip(logits, labels, strict=True)  # one at a time: a batch of logits in fp32 is large
+        return loss, torch.stack([F.cross_entropy(row[:-1].float(), ids[1:]) for row, ids in rows]), None
+
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        self._nll = output.predictions.tolist()
+        return output
+
+    def evaluate(self, *args, **kwargs):
+        """Metrics, which are logged; the log of this step gets those of the sequences as well."""
+        metrics = super().evaluate(*args, **kwargs)
+        self.state.log_history[-1][NLL] = self._nll
+        return metrics
 
     def _get_train_sampler(self, train_dataset=None):
         """Whole steps only: an epoch's last sequences, too few for one, wait for the next epoch."""
@@ -280,6 +302,7 @@ def _curve(history: list[dict]) -> list[CurvePoint]:
             point.loss = entry["loss"]
         if "eval_loss" in entry:
             point.validation_perplexity = math.exp(min(entry["eval_loss"], 700))
+            point.validation_nll = entry[NLL]
     return [points[step] for step in sorted(points)]
 
 
