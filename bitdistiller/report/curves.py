@@ -1,4 +1,9 @@
-"""What training left behind: loss and validation perplexity along the steps."""
+"""What training left behind: loss and validation perplexity along the steps.
+
+Losses of different kinds are different quantities: where a study compares objectives, no figure puts them on one axis,
+and each run's own page has its loss. A run that went on from a checkpoint was validated once more there; only the
+validations that all runs have are drawn.
+"""
 
 from collections.abc import Sequence
 
@@ -7,37 +12,72 @@ import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
 from bitdistiller.analysis.record import StudyReport
+from bitdistiller.config import Params
 from bitdistiller.report.drawing import LOOK, MANY_POINTS, MARKERS, SERIES, Drawing, axes, far_apart, log_axis
 from bitdistiller.results import TrainingRecord
 
 LEGEND_SIGNS, LEGEND_KEY_SIGNS = 66, 6  # of legend text across a figure; that a key takes
 
 
-def training_curves(report: StudyReport) -> dict[str, Drawing]:
+def training_curves(report: StudyReport, params: Params | None = None) -> dict[str, Drawing]:
     """Loss and validation perplexity along training, a colour per condition and a line per seed.
 
-    Empty when no run of the study was trained.
+    Empty when no run of the study was trained; without the loss where runs have losses of different kinds.
+
+    Args:
+        params: the scale's, from which captions say how long a validation sequence is.
     """
     trained = [(summary.condition, summary.training) for summary in report.runs if summary.training]
-    return {f"training-{name}": drawing for name, drawing in _both_curves(trained).items()}
+    drawings = _both_curves(trained, params)
+    if len({_objective(training) for _, training in trained}) > 1:
+        drawings.pop("loss", None)
+    return {f"training-{name}": drawing for name, drawing in drawings.items()}
 
 
-def run_curves(training: TrainingRecord) -> dict[str, Drawing]:
+def run_curves(training: TrainingRecord, params: Params | None = None) -> dict[str, Drawing]:
     """Loss and validation perplexity of one run; empty where none was recorded."""
-    return _both_curves([("", training)])
+    return _both_curves([("", training)], params)
 
 
-def _both_curves(trained: Sequence[tuple[str, TrainingRecord]]) -> dict[str, Drawing]:
+def _objective(training: TrainingRecord) -> tuple:
+    """What a loss has to share with another to be the same quantity."""
+    run = training.parameters_used.get("run", {})
+    gamma = run.get("gamma") if run.get("loss") == "cakld" else None
+    return run.get("loss"), gamma, run.get("temperature"), run.get("ce_weight")
+
+
+def _both_curves(trained: Sequence[tuple[str, TrainingRecord]], params: Params | None) -> dict[str, Drawing]:
     drawings = {
         "loss": _curves(trained, "loss", "training loss", "Training loss per step"),
         "perplexity": _curves(
-            trained, "validation_perplexity", "validation perplexity", "Perplexity on validation text along training"
+            trained,
+            "validation_perplexity",
+            "validation perplexity",
+            "Perplexity along training",
+            f"On {_validation_text([training for _, training in trained], params)}: without an interval, and not the "
+            "held-out text of tables and verdicts.",
         ),
     }
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 
-def _curves(trained: Sequence[tuple[str, TrainingRecord]], field: str, label: str, what: str) -> Drawing | None:
+def _validation_text(trained: Sequence[TrainingRecord], params: Params | None) -> str:
+    """How much text perplexity along training is measured on, as far as the records and parameters say."""
+    runs = [training.parameters_used for training in trained]
+    counts = {used["run"]["validation_sequences"] for used in runs if "run" in used}
+    texts = params.texts if params else {}
+    lengths = {text.length for used in runs if (text := texts.get(used.get("data", {}).get("training_text")))}
+    words = f"{_range(counts)} validation sequences" if counts else "validation sequences"
+    return words + (f" of {_range(lengths)} tokens" if lengths else "")
+
+
+def _range(values: set[int]) -> str:
+    return f"{min(values)}" if len(values) == 1 else f"{min(values)} to {max(values)}"
+
+
+def _curves(
+    trained: Sequence[tuple[str, TrainingRecord]], field: str, label: str, what: str, note: str = ""
+) -> Drawing | None:
     """One quantity along training of runs, which come with the labels of their conditions."""
     lines = [(condition, _points(training, field)) for condition, training in trained]
     lines = [(condition, points) for condition, points in lines if points]
@@ -67,12 +107,14 @@ def _curves(trained: Sequence[tuple[str, TrainingRecord]], field: str, label: st
         if len(conditions) > 1:
             figure.legend(loc="outside lower left", ncols=_legend_columns(conditions))
     seeds = "; one line a seed" if len(trained) > 1 else ""
-    return Drawing(figure, f"{what}{axis}{seeds}.")
+    return Drawing(figure, f"{what}{axis}{seeds}. {note}".rstrip())
 
 
 def _points(training: TrainingRecord, field: str) -> list[tuple[int, float]]:
+    """Steps and values; of validations those on the grid, to which resuming adds one at its checkpoint."""
+    every = training.parameters_used.get("run", {}).get("validate_every", 1) if field != "loss" else 1
     points = [(point.step, getattr(point, field)) for point in training.curve]
-    return [(step, value) for step, value in points if value is not None]
+    return [(step, value) for step, value in points if value is not None and step % every == 0]
 
 
 def _legend_columns(labels: Sequence[str]) -> int:

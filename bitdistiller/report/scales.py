@@ -75,7 +75,7 @@ class Scale:
 
     @property
     def seeds(self) -> str:
-        """How many seeds its students have: ``one seed``, ``3 seeds``, ``1 to 3 seeds``; empty where none is trained."""
+        """How many its students have: ``one seed``, ``3 seeds`` or ``1 to 3 seeds``; empty where none is trained."""
         by_study = [Counter(run.condition for run in report.runs if run.training) for report in self.reports]
         counts = {seeds for conditions in by_study for seeds in conditions.values()}
         if len(counts) > 1:

@@ -232,7 +232,7 @@ def _section(scale: Scale, report: StudyReport, params: Params, out_dir: Path, o
         report=report,
         measured=measured,
         figures=_write_figures((study.figures or comparison_figures)(report), prefix, origin, out_dir),
-        curves=_write_figures(training_curves(report), prefix, origin, out_dir),
+        curves=_write_figures(training_curves(report, scale.params), prefix, origin, out_dir),
         runs=_write_table(runs, f"{within}{report.name}-runs", f"Runs behind this study{note}", said, out_dir),
         comparisons=comparisons,
         origins=sorted({run.origin for run in report.runs}),
@@ -294,7 +294,7 @@ def _run_pages(scales: Sequence[Scale]) -> list[RunPage]:
             for run in report.runs:
                 users.setdefault(run.run, []).append(report.name)
         for name, summary in scale.runs().items():
-            drawings = run_curves(summary.training) if summary.training else {}
+            drawings = run_curves(summary.training, scale.params) if summary.training else {}
             figures = [
                 FigureFile("", drawing.caption, Markup(inline_svg(to_svg(drawing, ""), kind, drawing.caption)))
                 for kind, drawing in drawings.items()
