@@ -41,9 +41,13 @@ def run_curves(training: TrainingRecord, params: Params | None = None) -> dict[s
 
 def _objective(training: TrainingRecord) -> tuple:
     """What a loss has to share with another to be the same quantity."""
-    run = training.parameters_used.get("run", {})
-    gamma = run.get("gamma") if run.get("loss") == "cakld" else None
-    return run.get("loss"), gamma, run.get("temperature"), run.get("ce_weight")
+    loss, gamma, *rest = (_used(training, "run", key) for key in ("loss", "gamma", "temperature", "ce_weight"))
+    return loss, gamma if loss == "cakld" else None, *rest
+
+
+def _used(training: TrainingRecord, part: str, key: str) -> object:
+    """A parameter of the run or of its data; None in a record that lacks it."""
+    return training.parameters_used.get(part, {}).get(key)
 
 
 def _both_curves(trained: Sequence[tuple[str, TrainingRecord]], params: Params | None) -> dict[str, Drawing]:
@@ -63,12 +67,11 @@ def _both_curves(trained: Sequence[tuple[str, TrainingRecord]], params: Params |
 
 def _validation_text(trained: Sequence[TrainingRecord], params: Params | None) -> str:
     """How much text perplexity along training is measured on, as far as the records and parameters say."""
-    runs = [training.parameters_used for training in trained]
-    counts = {used["run"]["validation_sequences"] for used in runs if "run" in used}
+    counts = {_used(training, "run", "validation_sequences") for training in trained} - {None}
     texts = params.texts if params else {}
-    lengths = {text.length for used in runs if (text := texts.get(used.get("data", {}).get("training_text")))}
+    names = {_used(training, "data", "training_text") for training in trained} & set(texts)
     words = f"{_range(counts)} validation sequences" if counts else "validation sequences"
-    return words + (f" of {_range(lengths)} tokens" if lengths else "")
+    return words + (f" of {_range({texts[name].length for name in names})} tokens" if names else "")
 
 
 def _range(values: set[int]) -> str:
@@ -112,7 +115,7 @@ def _curves(
 
 def _points(training: TrainingRecord, field: str) -> list[tuple[int, float]]:
     """Steps and values; of validations those on the grid, to which resuming adds one at its checkpoint."""
-    every = training.parameters_used.get("run", {}).get("validate_every", 1) if field != "loss" else 1
+    every = 1 if field == "loss" else _used(training, "run", "validate_every") or 1
     points = [(point.step, getattr(point, field)) for point in training.curve]
     return [(step, value) for step, value in points if value is not None and step % every == 0]
 
