@@ -1,6 +1,7 @@
 """The report: a site that needs no network, well-formed, the same bytes every time, and every number from a file."""
 
 import hashlib
+import importlib.util
 import re
 import shutil
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report import all_scales, build_report, cells, own_scale, publish, tables, verdict_lines
 from bitdistiller.report.curves import run_curves, training_curves
-from bitdistiller.report.drawing import INK, LOOK, SERIES, Drawing, axes, inline_svg, save
+from bitdistiller.report.drawing import INK, LOOK, SERIES, Drawing, axes, inline_svg, save, series_style
 from bitdistiller.report.figures import ALONE, comparison_figures, size_panel
 from bitdistiller.report.scales import origins
 from bitdistiller.report.trace import trace
@@ -174,6 +175,16 @@ def test_models_of_one_origin_share_its_sentence(built):
     ]
     report = built[2].model_copy(update={"runs": runs, "params": {"full": {"full": ["a", "b"], "other": ["c"]}}})
     assert origins([report]) == ["a, b, made here", "read from a 4-bit file"]
+
+
+def test_the_register_says_what_the_weights_of_every_scale_are():
+    specification = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    pages = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(pages)
+    register = pages.claims(ROOT)
+    for scale, folder in pages.scales(ROOT).items():
+        for origin in origins([report for report in pages.reports(folder).values() if report]):
+            assert origin in next(line for line in register.splitlines() if line.startswith(f"- **{scale}**"))
 
 
 def test_a_study_page_holds_explanations_and_links_its_runs(built):
@@ -439,7 +450,10 @@ def test_curves_draw_the_validations_that_all_runs_have_and_say_on_what(built):
     report = trained(built[2], validate_every=[30], validation_sequences=[8])
     drawing = training_curves(report, built[1])["training-perplexity"]
     assert {tuple(line.get_xdata()) for line in lines(drawing)} == {(0, 30, 60)}
-    assert "On 8 validation sequences of 128 tokens: without an interval, and not the held-out text" in drawing.caption
+    assert (
+        "On 8 validation sequences of 128 tokens: without an interval, and not the held-out text that scores"
+        in drawing.caption
+    )
     report = trained(built[2], validate_every=[10, 30], validation_sequences=[8, 24])
     assert "On 8 to 24 validation sequences:" in training_curves(report)["training-perplexity"].caption
 
@@ -484,6 +498,12 @@ def weights(*zeros):
     edges = {"edges": [-1.0, 0.0, 1.0], "original": [2, 2], "latent": [2, 2], "low_bit": [4, 0]}
     histograms = [Histogram(layer=names[0], **edges)]
     return WeightSummary(zeros=0.1, entropy=1.0, error=0.1, layers=layers, histograms=histograms)
+
+
+def test_series_are_told_apart_without_colour_and_where_there_are_no_markers():
+    styles = [series_style(index) for index in range(12)]
+    assert len({(style["color"], style["marker"]) for style in styles}) == 12
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 12
 
 
 def test_layers_are_grouped_by_kind_and_lines_that_coincide_both_show():

@@ -6,6 +6,7 @@ validations that all runs have are drawn.
 """
 
 from collections.abc import Sequence
+from math import ceil
 
 import matplotlib
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bitdistiller.analysis.record import StudyReport
 from bitdistiller.config import Params
-from bitdistiller.report.drawing import LOOK, MANY_POINTS, MARKERS, SERIES, Drawing, axes, far_apart, log_axis
+from bitdistiller.report.drawing import LOOK, MANY_POINTS, Drawing, axes, far_apart, log_axis, series_style
 from bitdistiller.results import TrainingRecord
 
 LEGEND_SIGNS, LEGEND_KEY_SIGNS = 66, 6  # of legend text across a figure; that a key takes
@@ -59,7 +60,7 @@ def _both_curves(trained: Sequence[tuple[str, TrainingRecord]], params: Params |
             "validation perplexity",
             "Perplexity along training",
             f"On {_validation_text([training for _, training in trained], params)}: without an interval, and not the "
-            "held-out text of tables and verdicts.",
+            "held-out text that scores are of.",
         ),
     }
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
@@ -87,28 +88,22 @@ def _curves(
     if not lines:
         return None
     conditions, labelled = list(dict.fromkeys(condition for condition, _ in trained)), set()
+    columns = _legend_columns(conditions)
     log = far_apart(pd.Series([value for _, points in lines for _, value in points]))
     axis = " (log axis)" if log else ""
     with matplotlib.rc_context(LOOK):
-        figure, ax = axes("Measured: training", label + axis)
+        figure, ax = axes("Measured: training", label + axis, legend_rows=ceil(len(conditions) / columns))
         for condition, points in lines:
-            index = conditions.index(condition)
-            ax.plot(
-                *zip(*points, strict=True),
-                color=SERIES[index % len(SERIES)],
-                linewidth=1,
-                alpha=0.85,
-                marker=MARKERS[index % len(MARKERS)] if len(points) < MANY_POINTS else None,
-                markersize=3,
-                label=None if condition in labelled else condition,
-            )
+            style = series_style(conditions.index(condition)) | ({"marker": None} if len(points) >= MANY_POINTS else {})
+            label = None if condition in labelled else condition
+            ax.plot(*zip(*points, strict=True), linewidth=1, alpha=0.85, markersize=3, label=label, **style)
             labelled.add(condition)
         ax.set_xlabel("step")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         if log:
             log_axis(ax)
         if len(conditions) > 1:
-            figure.legend(loc="outside lower left", ncols=_legend_columns(conditions))
+            figure.legend(loc="outside lower left", ncols=columns)
     seeds = "; one line a seed" if len(trained) > 1 else ""
     return Drawing(figure, f"{what}{axis}{seeds}. {note}".rstrip())
 

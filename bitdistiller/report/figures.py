@@ -28,6 +28,7 @@ from bitdistiller.report.drawing import (
     axes,
     far_apart,
     log_axis,
+    series_style,
 )
 
 ALONE = (
@@ -206,8 +207,7 @@ def size_panel(rows: pd.DataFrame, metric: str, xlabel: str, caption: str, close
         for index, (model, part) in enumerate(means.groupby("model", sort=False)):
             part = part.sort_values("level")
             spread = [(part["value"] - part["low"]).clip(lower=0), (part["high"] - part["value"]).clip(lower=0)]
-            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
-            style["label"] = model.partition("@")[0]
+            style = series_style(index) | {"label": model.partition("@")[0]}
             ax.errorbar(part["level"], part["value"], yerr=None if close else spread, elinewidth=1, capsize=2, **style)
             for condition, x, y in part[["condition", "level", "value"]].itertuples(index=False) if close else ():
                 bits = condition.rpartition(", ")[2].partition(" ")[0]
@@ -237,10 +237,10 @@ def published_panel(
         figure, ax = axes("Published: other models", ylabel, height=2.95)
         for index, ((source, model), part) in enumerate(printed.groupby(["source", "model"], sort=False)):
             numbered = part[part["level"].notna()]
-            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+            style = series_style(index)
             ax.plot(_x(numbered, places), numbered["value"], label=f"{model} ({paper_of(source)})", **style)
             apart = part[part["level"].isna()]
-            ax.plot(_x(apart, places), apart["value"], linestyle="none", **style)
+            ax.plot(_x(apart, places), apart["value"], **style | {"linestyle": "none"})
         _finish(ax, places, log, chance)
         figure.legend(loc="outside lower left", ncols=2)
     return Drawing(figure, caption)

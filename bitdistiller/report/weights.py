@@ -1,6 +1,7 @@
 """Weights before and after training, drawn from what scoring leaves with every quantized run."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Literal
 
 import matplotlib
@@ -8,7 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bitdistiller.analysis.record import StudyReport
-from bitdistiller.report.drawing import COLUMN_INCHES, GRID, LOOK, MANY_POINTS, MARKERS, MUTED, SERIES, Drawing, axes
+from bitdistiller.report.drawing import (
+    COLUMN_INCHES,
+    GRID,
+    LOOK,
+    MANY_POINTS,
+    MUTED,
+    SERIES,
+    Drawing,
+    axes,
+    series_style,
+)
 from bitdistiller.results import Histogram, LayerSummary, WeightSummary
 
 _LATENT, _LOW_BIT = SERIES[0], SERIES[1]
@@ -67,17 +78,15 @@ def layers_panel(weights: Mapping[str, WeightSummary], field: Literal["error", "
     A line that lies on an earlier one is dashed, and markers are hollow, so that both show.
     """
     with matplotlib.rc_context(LOOK):
-        figure, ax = axes("Measured: layers", _LAYER_LABELS[field])
+        figure, ax = axes("Measured: layers", _LAYER_LABELS[field], legend_rows=ceil(len(weights) / 2))
         drawn: list[list[float]] = []
         for index, (condition, summary) in enumerate(weights.items()):
             values = [getattr(layer, field) for layer in summary.layers]
             below = sum(max(map(abs, np.subtract(values, other))) < _SAME for other in drawn)
             drawn.append(values)
-            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
-            style |= {
-                "linestyle": (0, (3, 3 * below)) if below else "-",
-                "markevery": max(1, len(values) // MANY_POINTS),
-            }
+            style = series_style(index) | {"markevery": max(1, len(values) // MANY_POINTS)}
+            if below:
+                style["linestyle"] = (0, (3, 3 * below))
             kinds = _by_kind(summary)
             for place, layers in enumerate(kinds.values()):
                 ax.plot(
