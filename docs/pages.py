@@ -23,6 +23,7 @@ from bitdistiller.analysis.verdict import Claim, JudgedClaim
 from bitdistiller.cli import app
 from bitdistiller.config import Params
 from bitdistiller.errors import UserError
+from bitdistiller.report.scales import origins
 
 sys.path.insert(0, str(Path(__file__).parent))  # a hook is not a module of any package
 from formulas import Formulas
@@ -62,6 +63,8 @@ def claims(root: Path) -> str:
         "not comparable ([why](explanation/scales.md)). Rules of a claim are fixed in its study before the runs "
         "([how verdicts are made](explanation/verdicts.md)).",
         _table(["scale", *MARKS.values(), "studies read"], _counts(judged)),
+        "Full-precision weights that students are trained from and compared with:",
+        *_origins(judged),
     ]
     for name in study_names(root / "studies"):
         study = load_study(name, root / "studies")
@@ -103,6 +106,12 @@ def _counts(judged: dict[str, dict[str, StudyReport | None]]) -> Iterator[list[s
         read = [report for report in studies.values() if report]
         outcomes = [claim.verdict.outcome for report in read for claim in report.claims]
         yield [scale, *(str(outcomes.count(outcome)) for outcome in MARKS), f"{len(read)} of {len(studies)}"]
+
+
+def _origins(judged: dict[str, dict[str, StudyReport | None]]) -> Iterator[str]:
+    for scale, studies in judged.items():
+        if said := origins([report for report in studies.values() if report]):
+            yield f"- **{scale}**: {'; '.join(said)}."
 
 
 def _detectable(found: dict[str, StudyReport | None]) -> Iterator[str]:

@@ -89,8 +89,16 @@ CLAIMS = (
 
 
 def figures(report: StudyReport) -> dict[str, "Drawing"]:
-    """Perplexity against the memory of the whole model, a line a size."""
+    """Perplexity against the memory of the whole model, a line a size: all of it, and where sizes meet."""
     from bitdistiller.report.figures import size_panel
 
     caption = "Held-out perplexity (log axis) against the whole model's memory, a line a size, with 95 % intervals."
-    return {"perplexity": size_panel(report.frame(), "perplexity", "megabits of the whole model", caption)}
+    near = (
+        "The same where one size meets the next, with the bits at each point and without students that are far worse. "
+        "Intervals, which are of each model alone, stand in the figure beside; sizes are compared in pairs."
+    )
+    panels = {"perplexity": (caption, False), "perplexity-close": (near, True)}
+    return {
+        name: size_panel(report.frame(), "perplexity", "megabits of the whole model", text, close)
+        for name, (text, close) in panels.items()
+    }

@@ -1,6 +1,7 @@
 """The report: a site that needs no network, well-formed, the same bytes every time, and every number from a file."""
 
 import hashlib
+import importlib.util
 import re
 import shutil
 from html.parser import HTMLParser
@@ -18,8 +19,13 @@ from bitdistiller.assets import sha256_file
 from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report import all_scales, build_report, cells, own_scale, publish, tables, verdict_lines
-from bitdistiller.report.drawing import INK, LOOK, SERIES, Drawing, axes, inline_svg, save
+from bitdistiller.report.curves import run_curves, training_curves
+from bitdistiller.report.drawing import INK, LOOK, SERIES, Drawing, axes, inline_svg, save, series_style
+from bitdistiller.report.figures import ALONE, comparison_figures, size_panel
+from bitdistiller.report.scales import origins
 from bitdistiller.report.trace import trace
+from bitdistiller.report.weights import layers_panel, weight_distribution
+from bitdistiller.results import Histogram, LayerSummary, WeightSummary
 from tests.synthetic import ROOT, Truth, bit_scaling_runs, make_params
 
 TASKS = {"piqa": 0.5, "arc_easy": 0.25}
@@ -133,6 +139,52 @@ def test_every_verdict_of_every_scale_is_on_the_first_page(built):
         for claim in report.claims:
             assert claim.sentence in text and claim.verdict.text in text and claim.verdict.description in text
     assert "large, 1 seed scale" in text and "micro scale" in text
+
+
+def test_the_first_page_says_what_its_numbers_are_about_and_what_they_could_show(built):
+    text = text_of(built[0] / "reports" / "index.html")
+    large = StudyReport.read(built[0] / "reports" / "scales" / "large-1-seed" / "studies" / "bit_scaling.json")
+    origin = built[2].runs[0].origin
+    assert text.count(origin) == 2  # once a scale
+    assert ", 2 seeds a student" in text and ", one seed a student" in text
+    for report, scale in ((built[2], "micro"), (large, "large, 1 seed")):
+        assert f"{report.detectable.text} ({scale} scale)" in text
+        for claim in report.claims:
+            assert f"{claim.verdict.description}, over {claim.verdict.basis}" in text
+    assert {claim.verdict.basis for claim in built[2].claims} & {"items and 2 seeds", "documents and 2 seeds"}
+    assert {claim.verdict.basis for claim in large.claims} & {"items only (one seed)", "documents only (one seed)"}
+
+
+def test_exported_tables_say_what_the_weights_are(built):
+    origin, files = built[2].runs[0].origin, built[0] / "reports" / "tables"
+    found = [*files.rglob("*.tex"), *files.rglob("*.md")]
+    assert {path.parent.name for path in found} == {"tables", "large-1-seed"} and len(found) > 20
+    for path in found:
+        assert origin in path.read_text(), path
+
+
+def test_models_of_one_origin_share_its_sentence(built):
+    def of(model, origin):
+        return built[2].runs[0].model_copy(update={"run": model, "model": model, "origin": origin})
+
+    runs = [
+        of("b", "b, made here"),
+        of("a", "a, made here"),
+        of("c", "read from a 4-bit file"),
+        of("d", "trained from a"),
+    ]
+    report = built[2].model_copy(update={"runs": runs, "params": {"full": {"full": ["a", "b"], "other": ["c"]}}})
+    assert origins([report]) == ["a, b, made here", "read from a 4-bit file"]
+
+
+def test_the_register_says_what_the_weights_of_every_scale_are():
+    specification = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "pages.py")
+    pages = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(pages)
+    register = pages.claims(ROOT)
+    for scale, folder in pages.scales(ROOT).items():
+        for origin in origins([report for report in pages.reports(folder).values() if report]):
+            assert origin in next(line for line in register.splitlines() if line.startswith(f"- **{scale}**"))
 
 
 def test_a_study_page_holds_explanations_and_links_its_runs(built):
@@ -378,6 +430,101 @@ def test_inlined_figures_follow_the_theme_and_keep_their_ids_apart(tmp_path):
     assert set(re.findall(r'href="#([^"]+)"', piece)) | set(re.findall(r"url\(#([^)]+)\)", piece)) <= set(ids)
     assert "A &lt;title&gt;" in piece
     ElementTree.fromstring(piece)
+
+
+def trained(report, **parameters):
+    """A copy of a study whose runs were trained with these parameters of a run, one after the other."""
+    values = [dict(zip(parameters, one, strict=True)) for one in zip(*parameters.values(), strict=True)]
+    runs = []
+    for index, run in enumerate(run for run in report.runs if run.training):
+        used = {"run": values[index % len(values)], "data": {"training_text": "t"}}
+        runs.append(run.model_copy(update={"training": run.training.model_copy(update={"parameters_used": used})}))
+    return report.model_copy(update={"runs": runs})
+
+
+def lines(drawing):
+    return drawing.figure.axes[0].get_lines()
+
+
+def test_curves_draw_the_validations_that_all_runs_have_and_say_on_what(built):
+    report = trained(built[2], validate_every=[30], validation_sequences=[8])
+    drawing = training_curves(report, built[1])["training-perplexity"]
+    assert {tuple(line.get_xdata()) for line in lines(drawing)} == {(0, 30, 60)}
+    assert (
+        "On 8 validation sequences of 128 tokens: without an interval, and not the held-out text that scores"
+        in drawing.caption
+    )
+    report = trained(built[2], validate_every=[10, 30], validation_sequences=[8, 24])
+    assert "On 8 to 24 validation sequences:" in training_curves(report)["training-perplexity"].caption
+
+
+def test_losses_of_different_kinds_share_no_axis(built):
+    alike = trained(built[2], loss=["jsd", "jsd"], gamma=[0.2, 0.3])  # which is a parameter of CAKLD alone
+    assert "training-loss" in training_curves(alike)
+    for different in ({"loss": ["jsd", "tsld"]}, {"loss": ["cakld", "cakld"], "gamma": [0.2, 0.3]}):
+        report = trained(built[2], **different)
+        assert set(training_curves(report)) == {"training-perplexity"}
+        assert set(run_curves(report.runs[0].training)) == {"loss", "perplexity"}
+
+
+def test_captions_tell_marginal_intervals_from_paired_differences(built):
+    drawings = comparison_figures(built[2])
+    assert {ALONE in drawing.caption for name, drawing in drawings.items() if "published" not in name} == {True}
+    assert {ALONE in drawing.caption for name, drawing in drawings.items() if "published" in name} == {False}
+
+
+def test_a_crossing_is_drawn_without_what_lies_far_above_it():
+    levels = {"small, 16 bits": (16, 80.0), "small, 1 bit": (1, 900.0), "large, 2 bits": (8, 75.0)}
+    common = {"kind": "mean", "metric": "perplexity", "task": "t"}
+    rows = pd.DataFrame(
+        [
+            common | {"condition": name, "model": name[:5], "level": level, "value": y, "low": 0.9 * y, "high": 1.1 * y}
+            for name, (level, y) in levels.items()
+        ]
+    )
+    whole, near = size_panel(rows, "perplexity", "size", "x"), size_panel(rows, "perplexity", "size", "x", close=True)
+    assert whole.figure.axes[0].get_ylim()[1] > 900 and near.figure.axes[0].get_ylim()[1] < 85
+    assert sorted(text.get_text() for text in near.figure.axes[0].texts) == ["16", "2"]
+    assert ALONE in whole.caption and ALONE not in near.caption
+
+
+def weights(*zeros):
+    """A model of two blocks whose layers have these shares of zeros."""
+    names = [f"model.layers.{block}.{name}" for block in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj")]
+    layers = [
+        LayerSummary(name=name, weights=4, zeros=value, entropy=1.0, error=value)
+        for name, value in zip(names, zeros, strict=True)
+    ]
+    edges = {"edges": [-1.0, 0.0, 1.0], "original": [2, 2], "latent": [2, 2], "low_bit": [4, 0]}
+    histograms = [Histogram(layer=names[0], **edges)]
+    return WeightSummary(zeros=0.1, entropy=1.0, error=0.1, layers=layers, histograms=histograms)
+
+
+def test_series_are_told_apart_without_colour_and_where_there_are_no_markers():
+    styles = [series_style(index) for index in range(12)]
+    assert len({(style["color"], style["marker"]) for style in styles}) == 12
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 12
+
+
+def test_layers_are_grouped_by_kind_and_lines_that_coincide_both_show():
+    found = {"a": weights(0.0, 0.4, 0.0, 0.5), "b": weights(0.0, 0.4, 0.0, 0.5), "c": weights(0.9, 0.8, 0.9, 0.8)}
+    ax = layers_panel(found, "zeros").figure.axes[0]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["q", "up"]
+    drawn = [line for line in ax.get_lines() if len(line.get_xdata()) == 2 and line.get_marker() != "None"]
+    assert [list(line.get_ydata()) for line in drawn[:2]] == [[0.0, 0.0], [0.4, 0.5]]
+    assert [line.get_linestyle() == "--" for line in drawn] == [False, False, True, True, False, False]
+    assert len({line.get_marker() for line in drawn}) == 3
+    assert {line.get_markerfacecolor() for line in drawn} == {"none"}
+
+
+def test_weights_that_training_left_where_they_were_hide_nothing():
+    summary = weights(0.1, 0.1, 0.1, 0.1)
+    drawing = weight_distribution("2 bits", summary, summary.histograms[0])
+    original, latent = (
+        next(patch for patch in drawing.figure.axes[0].patches if patch.get_label() == label)
+        for label in ("original", "latent")
+    )
+    assert original.get_linewidth() > 2 * latent.get_linewidth() and original.get_zorder() <= latent.get_zorder()
 
 
 def test_the_style_sheet_defines_every_colour_that_figures_use():

@@ -396,6 +396,50 @@ def test_data_sets_without_padding_do_not_count(tmp_path):
     assert part.n == len(results.teachers) - len(full)
 
 
+def cost_report(folder: Path, overrides: dict | None = None, clipped: bool = True):
+    """The study of costs, with or without the condition that is clipped and not trained."""
+    params, condition = scale("micro").model_copy(update={"root": str(ROOT)}), {"clipping, 2 bits": ["1m-clip2"]}
+    section = params.studies["cost"]
+    runs = {label: names for label, names in section["runs"].items() if label not in condition}
+    section = section | {"runs": runs | condition if clipped else runs}
+    params = params.model_copy(update={"studies": {"cost": section}})
+    study = load_study("cost", ROOT / "studies")
+    write_study(folder, params, study_params(study, params), overrides)
+    return study, run_study("cost", params, folder)
+
+
+def test_printed_costs_stand_beside_ours_in_a_table_of_their_own(tmp_path):
+    _, report = cost_report(tmp_path)
+    printed = study_tables(report)["cost-published"].frame
+    assert list(printed) == ["Training samples", "GPU hours"]
+    assert printed.loc["LLaMA-2-7B (BitDistiller), BitDistiller", "Training samples"].value == 2000
+    hours = {name: cell.value for name, cell in printed["GPU hours"].items() if str(cell) != "–"}
+    assert [name for name in hours if "EfficientQAT table 9" in name] == list(hours)[1:]
+    assert [name for name in hours if "A100" in name] == list(hours)[:1]
+    measured = study_tables(report)["cost"].frame
+    assert not set(printed) & set(measured) and "Training tokens" in measured
+
+
+def test_energy_that_was_not_read_is_said_to_be_unknown(tmp_path):
+    for joules, unknown in ((None, True), (900.0, False)):
+        overrides = {"students": {"training": {"cost": {"seconds": 5.0, "peak_bytes": 2**30, "joules": joules}}}}
+        study, report = cost_report(tmp_path, overrides)
+        assert ("energy of these runs is not known" in study.figures(report)["seconds"].caption) is unknown
+        assert ("Energy, J" in study_tables(report)["cost"].frame) is not unknown
+
+
+def test_what_clipping_alone_wins_back_stands_beside_what_training_wins_back(tmp_path):
+    halfway = {"perplexity": 30 * 2**0.5}  # on the logarithm, from RTN's to full precision's
+    overrides = {"RTN, 2 bits": {"perplexity": 60.0}, "clipping, 2 bits": halfway}
+    overrides |= {"BitDistiller, 2 bits": {"perplexity": 32.0}}
+    verdict = cost_report(tmp_path, overrides)[1].claims[0].verdict
+    claimed, alone = verdict.parts
+    assert (claimed.outcome, alone.outcome) == ("supported", None) and verdict.effect == claimed.effect > alone.effect
+    assert abs(alone.effect - 0.5) < 0.02 and f"clipping alone: {alone.text}" in verdict.explanation
+    overrides.pop("clipping, 2 bits")
+    assert cost_report(tmp_path, overrides, clipped=False)[1].claims[0].verdict.parts == []
+
+
 def test_an_override_that_names_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no condition or teacher 2 bit"):
         synthetic("bit_scaling", tmp_path, {"2 bit": {"accuracy": 0.1}})

@@ -33,6 +33,8 @@ QUANTITIES = {
     "seconds": "Training, s",
     "peak_gib": "Memory, GiB",
     "joules": "Energy, J",
+    "training_samples": "Training samples",
+    "gpu_hours": "GPU hours",
 }
 # Scores of knowledge, reasoning and code have a column for each task.
 BENCHMARKS = {

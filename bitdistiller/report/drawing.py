@@ -3,10 +3,10 @@
 Colours are ones that colour-blind readers can tell apart, and the same figure is the same bytes every time.
 
 Every series has a colour of the Okabe-Ito palette and a marker of its own, so that neither colour vision nor colour
-print is needed. In SVG text is drawn as outlines (``svg.fonttype: path``), in PDF its font is embedded: a figure looks
-the same on every machine, with no font to fetch, and its words are repeated in the caption and the title element. Ids
-are salted with a constant and no date is written, so an unchanged figure is an unchanged file; where its numbers come
-from is written into each.
+print is needed; where there are more series than colours, the further ones are dashed. In SVG text is drawn as outlines
+(``svg.fonttype: path``), in PDF its font is embedded: a figure looks the same on every machine, with no font to fetch,
+and its words are repeated in the caption and the title element. Ids are salted with a constant and no date is written,
+so an unchanged figure is an unchanged file; where its numbers come from is written into each.
 
 A figure is one column wide (3.4 inches). Panels that belong together are separate figures that the page puts side by
 side, since two panels in one image are too small to read on a phone. In the page the ink, paper and series colours
@@ -27,9 +27,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-COLUMN_INCHES = 3.4
+COLUMN_INCHES, ROW_INCHES = 3.4, 0.17  # width of a figure; height of a row of its legend
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b07d00", "#56b4e9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # one more than colours: both together repeat late
 LOG_RATIO = 4  # values further apart get a logarithmic axis
 MANY_POINTS = 20  # a curve with as many needs no markers
 INK, MUTED, GRID, PAPER = "#1f2328", "#68707a", "#d8dce1", "#ffffff"
@@ -87,13 +87,27 @@ class Drawing:
     caption: str
 
 
-def axes(title: str, ylabel: str, height: float = 2.55) -> tuple[Figure, Axes]:
-    """An empty figure of one column; draw inside ``matplotlib.rc_context(LOOK)``."""
-    figure = Figure(figsize=(COLUMN_INCHES, height))
+def axes(title: str, ylabel: str, height: float = 2.55, legend_rows: int = 0) -> tuple[Figure, Axes]:
+    """An empty figure of one column; draw inside ``matplotlib.rc_context(LOOK)``.
+
+    Args:
+        height: inches, of which a legend of up to two rows below the axes is a part; further rows add to it.
+    """
+    figure = Figure(figsize=(COLUMN_INCHES, height + ROW_INCHES * max(0, legend_rows - 2)))
     ax = figure.add_subplot()
     ax.set_title(title)
     ax.set_ylabel(ylabel)
     return figure, ax
+
+
+def series_style(index: int) -> dict:
+    """Colour, marker and line of a series, by its place among those of a figure."""
+    lines = ("-", "--", ":")
+    return {
+        "color": SERIES[index % len(SERIES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": lines[index // len(SERIES) % len(lines)],
+    }
 
 
 def far_apart(values: pd.Series) -> bool:

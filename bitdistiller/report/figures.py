@@ -18,6 +18,7 @@ from bitdistiller.report.drawing import (
     COLUMN_INCHES,
     GRID,
     INK,
+    LOG_RATIO,
     LOOK,
     MARKERS,
     MUTED,
@@ -27,6 +28,12 @@ from bitdistiller.report.drawing import (
     axes,
     far_apart,
     log_axis,
+    series_style,
+)
+
+ALONE = (
+    "Whiskers are of each model alone and may overlap where a difference is certain: differences are judged in pairs, "
+    "on the same items."
 )
 
 
@@ -59,7 +66,7 @@ def measured_panel(
         _finish(ax, places, log, chance)
         if len(series) > 1:
             ax.legend(loc="best")
-    return Drawing(figure, caption)
+    return Drawing(figure, _with_whiskers(caption, means))
 
 
 def comparison_figures(report: StudyReport) -> dict[str, Drawing]:
@@ -148,7 +155,7 @@ def conditions_panel(
             ax.axvline(chance, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
         if not measured:
             figure.legend(loc="outside lower left")
-    return Drawing(figure, caption)
+    return Drawing(figure, _with_whiskers(caption, centres))
 
 
 def _draw_conditions(ax: Axes, part: pd.DataFrame, places: dict[str, float], index: int, label: str | None) -> None:
@@ -184,22 +191,33 @@ def _number_conditions(ax: Axes, means: pd.DataFrame, places: dict[str, float], 
     edge.grid(visible=False)
 
 
-def size_panel(rows: pd.DataFrame, metric: str, xlabel: str, caption: str) -> Drawing:
-    """A metric against the level of its condition, a line a model, on logarithmic axes."""
+def size_panel(rows: pd.DataFrame, metric: str, xlabel: str, caption: str, close: bool = False) -> Drawing:
+    """A metric against the level of its condition, a line a model; axes are logarithmic where values want it.
+
+    Args:
+        close: only what is within ``LOG_RATIO`` times the least value, without whiskers and with the bits beside each
+            point: the first word after the comma of its condition (``1m, 4 bits``).
+    """
     means = rows[(rows["kind"] == "mean") & (rows["metric"] == metric)]
+    if close:
+        means = means[means["value"] <= LOG_RATIO * means["value"].min()]
+    log = far_apart(means["value"])
     with matplotlib.rc_context(LOOK):
-        figure, ax = axes("Measured", f"{metric} (log axis)", height=2.9)
+        figure, ax = axes("Measured", f"{metric} (log axis)" if log else metric, height=2.9)
         for index, (model, part) in enumerate(means.groupby("model", sort=False)):
             part = part.sort_values("level")
             spread = [(part["value"] - part["low"]).clip(lower=0), (part["high"] - part["value"]).clip(lower=0)]
-            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
-            style["label"] = model.partition("@")[0]
-            ax.errorbar(part["level"], part["value"], yerr=spread, elinewidth=1, capsize=2, **style)
+            style = series_style(index) | {"label": model.partition("@")[0]}
+            ax.errorbar(part["level"], part["value"], yerr=None if close else spread, elinewidth=1, capsize=2, **style)
+            for condition, x, y in part[["condition", "level", "value"]].itertuples(index=False) if close else ():
+                bits = condition.rpartition(", ")[2].partition(" ")[0]
+                ax.annotate(bits, (x, y), (3, 3), textcoords="offset points", fontsize=7, color=style["color"])
         ax.set_xlabel(xlabel)
         log_axis(ax, "x")
-        log_axis(ax)
+        if log:
+            log_axis(ax)
         figure.legend(loc="outside lower left", ncols=3)
-    return Drawing(figure, caption)
+    return Drawing(figure, caption if close else _with_whiskers(caption, means))
 
 
 def published_panel(
@@ -219,13 +237,18 @@ def published_panel(
         figure, ax = axes("Published: other models", ylabel, height=2.95)
         for index, ((source, model), part) in enumerate(printed.groupby(["source", "model"], sort=False)):
             numbered = part[part["level"].notna()]
-            style = {"color": SERIES[index % len(SERIES)], "marker": MARKERS[index % len(MARKERS)]}
+            style = series_style(index)
             ax.plot(_x(numbered, places), numbered["value"], label=f"{model} ({paper_of(source)})", **style)
             apart = part[part["level"].isna()]
-            ax.plot(_x(apart, places), apart["value"], linestyle="none", **style)
+            ax.plot(_x(apart, places), apart["value"], **style | {"linestyle": "none"})
         _finish(ax, places, log, chance)
         figure.legend(loc="outside lower left", ncols=2)
     return Drawing(figure, caption)
+
+
+def _with_whiskers(caption: str, means: pd.DataFrame) -> str:
+    """The caption, and how to read the intervals of several models where there are any."""
+    return f"{caption} {ALONE}" if means["low"].notna().sum() > 1 else caption
 
 
 def _measured(models: Sequence[str]) -> str:

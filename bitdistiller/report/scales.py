@@ -7,6 +7,8 @@ published one, in columns and sections of their own; numbers of two scales never
 """
 
 import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +68,20 @@ class Scale:
         """Every run of its studies, once."""
         return {summary.run: summary for report in self.reports for summary in report.runs}
 
+    @property
+    def origins(self) -> list[str]:
+        """What the full-precision weights are that its numbers are about."""
+        return origins(self.reports)
+
+    @property
+    def seeds(self) -> str:
+        """How many its students have: ``one seed``, ``3 seeds`` or ``1 to 3 seeds``; empty where none is trained."""
+        by_study = [Counter(run.condition for run in report.runs if run.training) for report in self.reports]
+        counts = {seeds for conditions in by_study for seeds in conditions.values()}
+        if len(counts) > 1:
+            return f"{min(counts)} to {max(counts)} seeds"
+        return "".join("one seed" if count == 1 else f"{count} seeds" for count in counts)
+
     def stages(self, run: str) -> list[str]:
         """The pipeline's stages that make a run and its scores."""
         return [
@@ -78,6 +94,25 @@ class Scale:
     def report(self, study: str) -> StudyReport | None:
         """What a study found at this scale, if it was computed."""
         return next((report for report in self.reports if report.name == study), None)
+
+
+def originals(reports: Sequence[StudyReport]) -> dict[str, str]:
+    """By model: the sentence that says what its full-precision weights are."""
+    return {
+        run.model: run.origin
+        for report in reports
+        for run in report.runs
+        if any(run.run in names for names in report.params["full"].values())
+    }
+
+
+def origins(reports: Sequence[StudyReport]) -> list[str]:
+    """What full-precision weights are; models of which the same is said share a sentence."""
+    alike: dict[str, list[str]] = {}
+    for model, origin in sorted(originals(reports).items()):
+        said = origin.removeprefix(model)
+        alike.setdefault(said, []).append("" if said == origin else model)
+    return [", ".join(filter(None, models)) + said for said, models in alike.items()]
 
 
 def own_scale(params: Params, params_file: Path, results_dir: Path) -> Scale:

@@ -32,7 +32,7 @@ from bitdistiller.report import cells, tables
 from bitdistiller.report.curves import run_curves, training_curves
 from bitdistiller.report.drawing import Drawing, inline_svg, save, to_svg
 from bitdistiller.report.figures import comparison_figures
-from bitdistiller.report.scales import Scale, all_scales
+from bitdistiller.report.scales import Scale, all_scales, origins
 from bitdistiller.report.tidy import tidy, write_tidy
 from bitdistiller.report.variables import variables
 from bitdistiller.results import Environment
@@ -137,7 +137,8 @@ def build_report(params: Params, params_file: Path, results_dir: Path, out_dir: 
     studies = _study_pages(scales, params, out_dir)
     by_scale = {scale.name: scale.reports for scale in scales}
     matrix = tables.verdict_matrix(by_scale)
-    _write_table(matrix, "verdicts", f"Verdicts by scale{tables.NOT_COMPARABLE}", out_dir)
+    said = [f"{scale.name} scale: {'; '.join(scale.origins)}" for scale in scales]
+    _write_table(matrix, "verdicts", f"Verdicts by scale{tables.NOT_COMPARABLE}", said, out_dir)
     templates = _templates(Path(params.root) / "reports" / "templates")
     templates.globals |= {"scales": scales, "studies": studies}
 
@@ -213,8 +214,9 @@ def _section(scale: Scale, report: StudyReport, params: Params, out_dir: Path, o
     """One study at one scale; of another scale than the own one, files lie in a folder of its name."""
     study, within = load_study(report.name, studies_dir(params)), "" if own else f"{scale.slug}/"
     note = "" if scale.comparable else tables.NOT_COMPARABLE
+    said = origins([report])
     measured = [
-        _write_table(table.frame, within + name, table.title, out_dir)
+        _write_table(table.frame, within + name, table.title, said, out_dir)
         for name, table in tables.study_tables(report).items()
     ]
     report.frame().to_csv(out_dir / "tables" / f"{within}{report.name}-rows.csv", index=False, float_format="%.6g")
@@ -230,8 +232,8 @@ def _section(scale: Scale, report: StudyReport, params: Params, out_dir: Path, o
         report=report,
         measured=measured,
         figures=_write_figures((study.figures or comparison_figures)(report), prefix, origin, out_dir),
-        curves=_write_figures(training_curves(report), prefix, origin, out_dir),
-        runs=_write_table(runs, f"{within}{report.name}-runs", f"Runs behind this study{note}", out_dir),
+        curves=_write_figures(training_curves(report, scale.params), prefix, origin, out_dir),
+        runs=_write_table(runs, f"{within}{report.name}-runs", f"Runs behind this study{note}", said, out_dir),
         comparisons=comparisons,
         origins=sorted({run.origin for run in report.runs}),
     )
@@ -241,13 +243,14 @@ def _table(table: pd.DataFrame, title: str) -> TableFile:
     return TableFile(title, cells.to_markdown(table), Markup(cells.to_html(table, title)))
 
 
-def _write_table(table: pd.DataFrame, name: str, title: str, out_dir: Path) -> TableFile:
+def _write_table(table: pd.DataFrame, name: str, title: str, origins: Sequence[str], out_dir: Path) -> TableFile:
+    """Write a table under its title; off the page, where nothing else says it, also what the weights are."""
     stem = out_dir / "tables" / name
     stem.parent.mkdir(parents=True, exist_ok=True)
-    made = _table(table, title)
-    stem.with_suffix(".md").write_text(made.markdown + "\n")
+    made, caption = _table(table, title), ". ".join([title, *origins]) + "."
+    stem.with_suffix(".md").write_text(f"{caption}\n\n{made.markdown}\n")
     stem.with_suffix(".csv").write_text(cells.to_csv(table))
-    stem.with_suffix(".tex").write_text(cells.to_latex(table, title, name.replace("/", "-")))
+    stem.with_suffix(".tex").write_text(cells.to_latex(table, caption, name.replace("/", "-")))
     return made
 
 
@@ -291,7 +294,7 @@ def _run_pages(scales: Sequence[Scale]) -> list[RunPage]:
             for run in report.runs:
                 users.setdefault(run.run, []).append(report.name)
         for name, summary in scale.runs().items():
-            drawings = run_curves(summary.training) if summary.training else {}
+            drawings = run_curves(summary.training, scale.params) if summary.training else {}
             figures = [
                 FigureFile("", drawing.caption, Markup(inline_svg(to_svg(drawing, ""), kind, drawing.caption)))
                 for kind, drawing in drawings.items()

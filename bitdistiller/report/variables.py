@@ -28,6 +28,7 @@ from bitdistiller.analysis.rows import MEAN
 from bitdistiller.errors import UserError
 from bitdistiller.report.cells import number
 from bitdistiller.report.latex import escape
+from bitdistiller.report.scales import originals
 from bitdistiller.report.tables import commit
 
 PREFIX = "BD"
@@ -121,9 +122,7 @@ def _whole(prefix: str, scale: str, reports: Sequence[StudyReport]) -> Iterator[
     }
     for name, value in whole.items():
         yield prefix + name, escape(value), f"{scale}: {name.lower()}"
-    full = {name for report in reports for names in report.params["full"].values() for name in names}
-    origins = {run.model: run.origin for run in runs if run.run in full}
-    for model, origin in origins.items():
+    for model, origin in originals(reports).items():
         yield f"{prefix}Origin{camel(model)}", escape(origin), f"{scale}: origin of {model}"
 
 
