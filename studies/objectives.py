@@ -29,7 +29,7 @@ class Params(ComparedRuns):
     required = (CAKLD, *OTHERS)
 
 
-DESIGN = Design(disagreement=0.1, spread=0.05, comparisons=2 * len(OTHERS))
+DESIGN = Design(disagreement=0.1, spread=0.05)
 CLAIMS = (
     Claim(
         id="ends-better",

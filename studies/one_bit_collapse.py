@@ -56,7 +56,7 @@ def printed_collapse(folder: Path) -> list[PublishedNumber]:
     ]
 
 
-DESIGN = Design(disagreement=0.2, spread=0.3, comparisons=5)
+DESIGN = Design(disagreement=0.2, spread=0.3)
 CLAIMS = (
     Claim(
         id="distillation-fails",
