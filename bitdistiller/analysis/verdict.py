@@ -26,7 +26,7 @@ rest on no p are no part of the family.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -260,21 +260,24 @@ def above_bound(
     Args:
         p: two-sided p against ``bound`` where there is a better test than t's; it and the interval must agree.
     """
-    p = estimate.p_value(bound) if p is None else p
-    outcome: Outcome = "undecided"
-    if p <= ALPHA and estimate.low > bound:
-        outcome = "supported"
-    elif p <= ALPHA and estimate.high < bound:
-        outcome = "contradicted"
-    return finding(description, estimate, unit, outcome, p)
+    return _beside_bound(description, estimate, unit, bound, p, above=True)
 
 
 def below_bound(
     description: str, estimate: Estimate, unit: Unit, bound: float = 0.0, p: float | None = None
 ) -> Finding:
     """The claim that an estimate lies below ``bound``: the outcomes of ``above_bound``, exchanged."""
-    mirrored = above_bound(description, replace(estimate, value=-estimate.value), unit, -bound, p)
-    return finding(description, estimate, unit, mirrored.outcome, mirrored.p)
+    return _beside_bound(description, estimate, unit, bound, p, above=False)
+
+
+def _beside_bound(
+    description: str, estimate: Estimate, unit: Unit, bound: float, p: float | None, above: bool
+) -> Finding:
+    p = estimate.p_value(bound) if p is None else p
+    outcome: Outcome = "undecided"
+    if p <= ALPHA and not estimate.low <= bound <= estimate.high:
+        outcome = "supported" if (estimate.low > bound) == above else "contradicted"
+    return finding(description, estimate, unit, outcome, p)
 
 
 def equivalent(estimate: Estimate, margin: float) -> Outcome:

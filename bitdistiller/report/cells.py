@@ -20,7 +20,7 @@ from bitdistiller.report.latex import escape as escape_latex
 EMPTY = "–"
 QUANTITIES = {
     "perplexity": "Perplexity",
-    "worst_share": "Log perplexity made by the worst 1 % of tokens, %",
+    "worst_share": "Log perplexity from worst 1 % of tokens, %",
     "acc": "Mean accuracy, %",
     "retention": "Accuracy kept",
     "retention_above_chance": "Accuracy kept, chance subtracted",
