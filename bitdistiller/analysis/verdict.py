@@ -260,17 +260,17 @@ def above_bound(
     Args:
         p: two-sided p against ``bound`` where there is a better test than t's; it and the interval must agree.
     """
-    return _beside_bound(description, estimate, unit, bound, p, above=True)
+    return _against_bound(description, estimate, unit, bound, p, above=True)
 
 
 def below_bound(
     description: str, estimate: Estimate, unit: Unit, bound: float = 0.0, p: float | None = None
 ) -> Finding:
     """The claim that an estimate lies below ``bound``: the outcomes of ``above_bound``, exchanged."""
-    return _beside_bound(description, estimate, unit, bound, p, above=False)
+    return _against_bound(description, estimate, unit, bound, p, above=False)
 
 
-def _beside_bound(
+def _against_bound(
     description: str, estimate: Estimate, unit: Unit, bound: float, p: float | None, above: bool
 ) -> Finding:
     p = estimate.p_value(bound) if p is None else p
