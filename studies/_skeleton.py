@@ -22,7 +22,7 @@ class Params(ComparedRuns):
 
 
 # Assumed before the runs: how often two models disagree about an item, and how far documents scatter (nats a token).
-DESIGN = Design(disagreement=0.2, spread=0.1, comparisons=2)
+DESIGN = Design(disagreement=0.2, spread=0.1)
 CLAIMS = (
     Claim(
         id="lower-perplexity",

@@ -30,7 +30,7 @@ class Params(ComparedRuns):
     required = tuple(label(bits, clip) for bits in (3, 2) for clip in ("none", "symmetric", "asymmetric"))
 
 
-DESIGN = Design(disagreement=0.1, spread=0.1, comparisons=3)
+DESIGN = Design(disagreement=0.1, spread=0.1)
 CLAIMS = (
     Claim(
         id="needed-at-2-bits",

@@ -48,7 +48,7 @@ def printed_ratio(folder: Path) -> list[PublishedNumber]:
     ]
 
 
-DESIGN = Design(disagreement=0.1, spread=0.05, comparisons=2)
+DESIGN = Design(disagreement=0.1, spread=0.05)
 CLAIMS = (
     Claim(
         id="nf-at-3-bits",

@@ -154,7 +154,7 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
 
 
 table = comparison_table(_rows)
-DESIGN = Design(disagreement=0.1, spread=0.05, comparisons=5)
+DESIGN = Design(disagreement=0.1, spread=0.05)
 CLAIMS = (
     Claim(
         id="raises-gamma",

@@ -94,7 +94,7 @@ def _number(name: str, value: float, unit: Unit, words: str) -> PublishedNumber:
 
 
 table = comparison_table(_rows)
-DESIGN = Design(disagreement=0.1, spread=0.05, comparisons=12)
+DESIGN = Design(disagreement=0.1, spread=0.05)
 CLAIMS = (
     Claim(
         id="temperature-makes-no-difference",

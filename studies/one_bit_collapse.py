@@ -63,7 +63,7 @@ def printed_collapse(folder: Path) -> list[PublishedNumber]:
     ]
 
 
-DESIGN = Design(disagreement=0.2, spread=0.3, comparisons=7)
+DESIGN = Design(disagreement=0.2, spread=0.3)
 CLAIMS = (
     Claim(
         id="collapses-on-every-grid",

@@ -210,7 +210,7 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
     return drawings
 
 
-DESIGN = Design(disagreement=0.1, spread=0.1, comparisons=3)
+DESIGN = Design(disagreement=0.1, spread=0.1)
 CLAIMS = (
     Claim(
         id="solves-more-than-rounding",

@@ -77,7 +77,7 @@ def table(results: Results) -> pd.DataFrame:
     return frame(measured_rows(results, {c: total_bits(results, c) / 1e6 for c in results.params.conditions()}))
 
 
-DESIGN = Design(disagreement=0.2, spread=0.2, comparisons=2)
+DESIGN = Design(disagreement=0.2, spread=0.2, comparisons=lambda results: len(pairs(results)) or 1)
 CLAIMS = (
     Claim(
         id="larger-wins",

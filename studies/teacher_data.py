@@ -66,7 +66,7 @@ def printed_ratios(folder: Path) -> list[PublishedNumber]:
 
 
 table = comparison_table(_rows)
-DESIGN = Design(disagreement=0.2, spread=0.1, comparisons=4)
+DESIGN = Design(disagreement=0.2, spread=0.1)
 CLAIMS = (
     Claim(
         id="teacher-generated-best",

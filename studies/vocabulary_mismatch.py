@@ -88,7 +88,7 @@ def left(results: Results) -> Quantity | Finding:
 
 
 table = comparison_table(_rows)
-DESIGN = Design(disagreement=0.4, spread=1.0, comparisons=3)
+DESIGN = Design(disagreement=0.4, spread=1.0)
 CLAIMS = (
     Claim(
         id="perplexity-collapses",

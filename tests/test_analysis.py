@@ -17,6 +17,7 @@ from bitdistiller.analysis.stats import (
     holm,
     log_perplexity,
     mcnemar,
+    own_weights,
     panel,
     per_token,
     retention,
@@ -190,6 +191,30 @@ def test_flips_by_loops(seeds, items, random):
         assert found.standard_error == pytest.approx(np.sqrt(p * (1 - p) / (items - 1)))
 
 
+@given(st.integers(1, 3), st.integers(2, 8), st.randoms(use_true_random=False))
+def test_shares_of_a_total_of_their_own_by_loops(seeds, documents, random):
+    """The part that the worst tokens make of each run's own nats; seeds count alike, whatever their totals."""
+    totals = [[random.randint(50, 500) for _ in range(documents)] for _ in range(seeds)]
+    parts = [[total * random.random() for total in run] for run in totals]
+    runs = [nll_panel([part], total, "worst_share") for part, total in zip(parts, totals, strict=True)]
+    found, mean = own_weights(runs), 0.0
+    for part, total in zip(parts, totals, strict=True):
+        mean += sum(part) / sum(total) / seeds
+    assert found.value == pytest.approx(mean)
+    assert (found.n, found.seeds, found.sample) == (documents, seeds, "documents")
+    if seeds == 1:
+        assert found.value == pytest.approx(per_token(runs, [1]).value)
+
+
+def test_the_error_of_a_share_is_that_of_resampled_documents():
+    rng = np.random.default_rng(12)
+    total = rng.integers(100, 900, 150).astype(float)
+    run = nll_panel([total * rng.beta(2, 40, 150)], total, "worst_share")
+    assert own_weights([run]).standard_error == pytest.approx(per_token([run], [1]).standard_error, rel=0.08)
+    with pytest.raises(UserError, match="item d149 of task text"):
+        own_weights([run, nll_panel([total[:149]], total[:149], "worst_share")])
+
+
 def choices(*rows):
     return panel(paired_tables(rows, metric="choice"), "choice")
 
@@ -251,6 +276,31 @@ def test_retention_interval_covers_the_truth(share):
         found = retention(single(student), single(full), 0.25)
         covered += found.low <= share <= found.high
     assert 0.90 <= covered / 150 <= 0.995
+
+
+def test_where_no_item_differs_the_interval_is_that_of_the_rule_of_three():
+    same = single([0] * 164)
+    found = accuracy([same, same], [1, -1])
+    assert (found.value, found.standard_error, found.alike) == (0, 0, 164)
+    assert (found.low, found.high) == pytest.approx((-2.9957 / 164, 2.9957 / 164), rel=1e-4)
+    assert found.p_value() == 1 and found.p_value(0.03) == pytest.approx(np.exp(-0.03 * 164))
+    assert found.equivalence_p(0.03) == found.p_value(0.03) == found.p_value(-0.03)
+    assert (equivalent(found, 0.018), equivalent(found, 0.019)) == ("undecided", "supported")
+    one_differs = accuracy([single([0] * 163 + [1]), same], [1, -1])
+    assert one_differs.alike == 0 and one_differs.standard_error > 0
+    assert accuracy([same], [1]).alike == 0 and retention(single([1] * 9), single([1] * 9), 0.2).alike == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shares"), [((50, 50), (0.04, 0.04)), ((20, 200), (0.08, 0)), ((20, 200), (0, 0.08))]
+)
+def test_the_p_of_items_that_never_differ_is_an_upper_bound(sizes, shares):
+    """However the items that differ are spread over tasks, so few of them stay unseen at most as often as p says."""
+    tables = [pd.concat([paired_tables([[0] * n], task=f"t{n}{i}")[0] for i, n in enumerate(sizes)])] * 2
+    found = accuracy([panel(tables[:1], "acc"), panel(tables[1:], "acc")], [1, -1])
+    difference = float(np.mean(shares))
+    unseen = float(np.prod([(1 - share) ** n for n, share in zip(sizes, shares, strict=True)]))
+    assert found.alike == 2 * min(sizes) and unseen <= found.p_value(difference) < 1
 
 
 def test_holm_by_hand():

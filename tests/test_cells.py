@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from bitdistiller.analysis.record import Row
-from bitdistiller.report.cells import EMPTY, Cell, Link, mark_best, to_csv, to_html, to_latex, to_markdown
+from bitdistiller.report.cells import EMPTY, Cell, Link, mark_best, number, to_csv, to_html, to_latex, to_markdown
 
 
 def cell(condition: str, metric: str, value: float, error: float | None = None) -> Cell:
@@ -43,6 +43,15 @@ def test_lower_perplexity_and_higher_accuracy_are_best_and_zeros_are_neither(tab
         "Perplexity": ["a"], "Mean accuracy, %": ["b"], "Zeros, %": [], "Flips, %": [],
     }  # fmt: skip
     assert best(mark_best(table, set()))["Perplexity"] == ["full"]
+
+
+def test_the_share_of_the_worst_tokens_is_a_percentage_that_no_one_wins(table):
+    shares = {
+        name: cell(name, "worst_share", share, 0.001) for name, share in (("full", 0.027), ("a", 0.0214), ("b", 1))
+    }
+    table["Worst, %"] = pd.Series(shares)
+    assert str(shares["a"]) == "2.1 [1.9, 2.3]" and number(0.9876, "worst_share") == "98.8"
+    assert best(mark_best(table, {"full"}))["Worst, %"] == []
 
 
 def test_equal_values_share_the_place_and_one_alone_wins_nothing(table):

@@ -215,7 +215,7 @@ def test_a_contradicted_part_contradicts_the_claim():
 def test_many_weak_comparisons_need_more_than_each_alone():
     results = two(acc(0.515), acc(0.5), seeds=1, questions=500)
     alone = all_of(higher_accuracy("a", "b"))(results)
-    many = all_of(higher_accuracy("a", "b"), *[higher_accuracy("b", "b")] * 30)(results)
+    many = all_of(higher_accuracy("a", "b"), *[lower_perplexity("b", "b")] * 30)(results)
     assert alone.outcome == "supported"
     assert many.parts[0].outcome == "undecided" and many.parts[0].p > alone.p
 
@@ -224,6 +224,32 @@ def test_guessing_is_called_guessing():
     results = two(acc(0.25), acc(0.5))
     assert higher_accuracy("b", "a")(results).description.startswith("accuracy of b minus a (at chance) (claimed")
     assert accuracy_difference("a", "a")(results).description == "accuracy of a (at chance) minus a (at chance)"
+
+
+def test_worse_than_guessing_is_called_so():
+    results = two(acc(0.15), acc(0.5))
+    assert accuracy_difference("b", "a")(results).description == "accuracy of b minus a (below chance)"
+
+
+def test_models_that_solve_the_same_items_are_no_finding_and_alike_only_by_enough_items():
+    """None of 800 items differs: the rule of three bounds the difference by 0.37 points, Holm's method by more."""
+    results = two(acc(0.5), acc(0.5), seeds=1)
+    results = make_results({name: [results.of("a")[0].items] for name in ("a", "b")}, CHANCE)
+    ahead = all_of(higher_accuracy("a", "b"))(results)
+    assert (ahead.outcome, ahead.text, ahead.needs) == ("undecided", "not defined", "items that tell them apart")
+    assert "(no item tells them apart) is not defined" in ahead.explanation
+    assert beside(accuracy_difference("a", "b"))(results).text == "not defined"
+    for comparison in (same_accuracy, no_higher_accuracy):
+        assert comparison("a", "b", 0.38)(results).outcome == "supported"
+        assert comparison("a", "b", 0.37)(results).outcome == "undecided"
+    assert same_accuracy("a", "b", 0.38)(results).text == "0.0 points [−0.4, 0.4]"
+
+
+def test_what_decides_is_counted_before_there_are_results():
+    ordinary = all_of(lower_perplexity("a", "b"), higher_accuracy("a", "b"), beside(flip_share("a", "full")))
+    assert (ordinary.deciding, ordinary.margin) == (2, False)
+    for claimed in (same_perplexity, same_accuracy, no_lower_perplexity, no_higher_accuracy):
+        assert all_of(lower_perplexity("a", "b"), claimed("a", "b", 2)).margin
 
 
 def test_tasks_can_be_chosen_and_chance_follows():

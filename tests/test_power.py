@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bitdistiller.analysis.power import (
+    Detectable,
     detectable,
     detectable_accuracy,
     detectable_perplexity,
+    margin_accuracy,
+    margin_perplexity,
     needed,
     needed_for_error,
 )
@@ -62,6 +65,34 @@ def test_detectable_perplexity_is_found_in_80_percent_of_experiments():
     ratio = detectable_perplexity(200, 0.1)
     differences = np.random.default_rng(0).normal(log(ratio), 0.1, size=(EXPERIMENTS, 200))
     assert (stats.ttest_1samp(differences, 0, axis=1).pvalue <= 0.05).mean() == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("comparisons", [1, 12])
+def test_the_smallest_margin_is_established_in_80_percent_of_experiments_without_a_difference(comparisons):
+    level, rng = 0.05 / comparisons, np.random.default_rng(0)
+    z = stats.norm.isf(level)
+    n, disagreement = 1200, 0.2
+    margin = margin_accuracy(n, disagreement, level)
+    cells = rng.multinomial(n, [disagreement / 2, disagreement / 2, 1 - disagreement], size=EXPERIMENTS)
+    means = (cells[:, 0] - cells[:, 1]) / n
+    errors = np.sqrt(((cells[:, 0] + cells[:, 1]) / n - means**2) / n)
+    assert (np.abs(means) + z * errors < margin).mean() == pytest.approx(0.8, abs=0.02)
+    ratio = margin_perplexity(200, 0.1, level)
+    differences = rng.normal(0, 0.1, size=(EXPERIMENTS, 200))
+    errors = differences.std(axis=1, ddof=1) / sqrt(200)
+    assert (np.abs(differences.mean(axis=1)) + z * errors < log(ratio)).mean() == pytest.approx(0.8, abs=0.02)
+    assert margin > detectable_accuracy(n, disagreement, level) and ratio > detectable_perplexity(200, 0.1, level)
+
+
+def test_margins_are_stated_where_they_are_asked_for_and_records_without_them_are_read():
+    without, found = detectable(evaluation(), comparisons=12), detectable(evaluation(), comparisons=12, margins=True)
+    assert found.margin_points == pytest.approx(100 * margin_accuracy(1200, 0.2, 0.05 / 12))
+    assert found.margin_ratio == pytest.approx(margin_perplexity(285, 0.1, 0.05 / 12))
+    margins = "; smallest margin within which no difference can be established: 5.1 points of accuracy and a perplexity"
+    assert found.text.startswith(without.text + margins) and "margin" not in without.text
+    assert "two one-sided tests at 0.0042" in found.assumptions and "one-sided" not in without.assumptions
+    before = without.model_dump(exclude={"margin_points", "margin_ratio"})
+    assert Detectable.model_validate(before) == without
 
 
 def test_a_design_is_described_by_its_parameters_alone():

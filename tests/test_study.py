@@ -5,10 +5,13 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from bitdistiller.analysis.published import read_published
 from bitdistiller.analysis.study import (
+    Results,
+    RunResult,
     StudyReport,
     judge,
     load_results,
@@ -18,8 +21,10 @@ from bitdistiller.analysis.study import (
     study_names,
     study_params,
 )
+from bitdistiller.config import load_params
 from bitdistiller.errors import UserError
-from bitdistiller.results import RunScores
+from bitdistiller.report.tables import study_tables
+from bitdistiller.results import RunScores, read_items, write_items
 from tests.synthetic import PERPLEXITY, ROOT, Truth, bit_scaling_runs, make_params
 
 STEEP = {
@@ -148,6 +153,71 @@ def test_no_published_number_is_typed_into_a_study():
     assert len(printed) > 100
     for path in (ROOT / "studies").glob("*.py"):
         assert not [cell for cell in printed if cell in path.read_text()]
+
+
+def structure(path: Path) -> tuple[StudyReport, Results]:
+    """A committed record, and of what it was computed from the structure without any item."""
+    report = StudyReport.read(path)
+    runs = {
+        run.run: RunResult(RunScores.model_construct(**run.model_dump()), pd.DataFrame(), None) for run in report.runs
+    }
+    params = load_study(report.name, ROOT / "studies").params.model_validate(report.params)
+    return report, Results(params, runs, ROOT)
+
+
+RECORDS = [*(ROOT / "results" / "studies").glob("*.json"), *(ROOT / "reports" / "scales").glob("*/studies/*.json")]
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_committed_record_corrects_as_many_comparisons_as_its_study_declares(path):
+    """Those that the data left undefined are declared too."""
+    report, results = structure(path)
+    deciding = [part for claim in report.claims for part in claim.verdict.parts if part.outcome]
+    alone = [claim for claim in report.claims if not any(part.outcome for part in claim.verdict.parts)]
+    assert load_study(report.name, ROOT / "studies").comparisons(results) == len(deciding) + len(alone)
+
+
+@pytest.mark.parametrize(("scale", "number"), [("", 6), ("profiles/laptop", 12), ("profiles/paper-llama2", 8)])
+def test_rivals_that_parameters_list_are_counted(scale, number):
+    params, study = load_params(ROOT / scale / "params.yaml"), load_study("baselines", ROOT / "studies")
+    assert study.comparisons(Results(study_params(study, params), {}, ROOT)) == number
+
+
+def test_a_test_that_cannot_be_counted_needs_a_number_in_the_design(tmp_path):
+    text = (ROOT / "studies" / "size_and_bits.py").read_text()
+    stated = re.search(r", comparisons=.*(?=\)\n)", text)[0]
+    (tmp_path / "mine.py").write_text(text.replace(stated, ""))
+    with pytest.raises(UserError, match=r"mine\.py: the comparisons of larger-wins cannot be counted.*comparisons="):
+        load_study("mine", tmp_path)
+
+
+def test_margins_are_stated_by_studies_that_claim_no_difference(tmp_path):
+    report = run_study("bit_scaling", make_params(bit_scaling_runs(tmp_path, questions=40, seeds=1)), tmp_path)
+    assert report.detectable.margin_points is None
+    stating = {
+        name
+        for name in study_names(ROOT / "studies")
+        if any(getattr(claim.test, "margin", False) for claim in load_study(name, ROOT / "studies").claims)
+    }
+    assert stating == {"gamma_masking", "group_size", "kd_temperature", "teacher_size"}
+
+
+def test_the_share_of_the_worst_tokens_stands_beside_perplexity(tmp_path):
+    """Seeds have nats of their own; the table has the mean of their shares."""
+    params, shares = make_params(bit_scaling_runs(tmp_path, questions=40, seeds=2)), {}
+    for folder in (tmp_path / "runs").iterdir():
+        items, record = read_items(folder / "items.csv"), RunScores.read(folder / "scores.json")
+        worst = items[items["metric"] == "nll"].rename(columns={"value": "weight", "weight": "value"})
+        worst = worst.assign(metric="worst_share", value=worst["weight"] * (0.02 + 0.0001 * (worst.index % 7)))
+        shares[folder.name] = worst["value"].sum() / worst["weight"].sum()
+        score = record.scores[-1].model_copy(update={"metric": "worst_share", "value": shares[folder.name]})
+        record.model_copy(update={"scores": [*record.scores, score]}).write(folder / "scores.json")
+        write_items(pd.concat([items, worst[items.columns]]), folder / "items.csv")
+    table = study_tables(run_study("bit_scaling", params, tmp_path))["bit_scaling"].frame
+    assert list(table)[:2] == ["Perplexity", "Log perplexity from worst 1 % of tokens, %"]
+    cell = table.loc["2 bits", "Log perplexity from worst 1 % of tokens, %"]
+    assert cell.row.value == pytest.approx((shares["micro-int2-s0"] + shares["micro-int2-s1"]) / 2, rel=1e-4)
+    assert re.fullmatch(r"2\.\d \[\d\.\d, \d\.\d\]", str(cell)) and not cell.best
 
 
 def test_a_missing_study_is_answered_with_those_there_are(tmp_path):

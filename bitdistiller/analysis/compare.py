@@ -9,13 +9,15 @@
 Three concepts. A *measure* reads one number with its uncertainty off the results: a ratio of perplexities, a difference
 of accuracies. ``above``, ``below`` and ``within`` claim something of a measure and make a *comparison* of it, decided
 by the rules of ``verdict``; the common ones have names of their own. ``all_of`` is the *test* of a claim that
-needs all its comparisons: it corrects them together (Holm) and says in a sentence what the numbers are. A measure of a
-study's own is a function of the results that returns a ``Quantity``.
+needs all its comparisons: it corrects them together (Holm) and says in a sentence what the numbers are; how many of
+them decide is known before there are results, and so is how strict Holm's method will be (``Study.comparisons``). A
+measure of a study's own is a function of the results that returns a ``Quantity``.
 
 Bounds and margins are written in the unit that is printed: accuracies in points, perplexities as ratios, so that
 ``ratio=1.05`` means up to 5 % either way. Conditions are named as in the study's ``conditions()``; all their seeds
-count. A condition whose accuracy cannot be told from guessing is called "at chance" wherever it is compared: that two
-models guess equally well is no finding about them.
+count. A condition whose accuracy is not above that of guessing is called so wherever it is compared: "at chance" where
+its 95 % interval includes the level of guessing, "below chance" where it lies below. That two models guess equally well
+is no finding about them.
 
 "A does not beat B" is a claim of its own, and not the same as "B beats A" or "they are the same":
 ``no_lower_perplexity`` and ``no_higher_accuracy`` are supported when A is certainly not better by more than a margin
@@ -23,7 +25,7 @@ models guess equally well is no finding about them.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitdistiller.analysis.stats import (
     PERPLEXITY_ITEMS,
@@ -47,6 +49,7 @@ from bitdistiller.analysis.verdict import (
     conjunction,
     corrected,
     decisive,
+    explain,
     finding,
     format_bound,
     printed,
@@ -73,7 +76,28 @@ class Quantity:
 
 # A measure the data do not define is returned as its undecided finding.
 Measure = Callable[[Results], Quantity | Finding]
-Comparison = Callable[[Results], Finding]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A measure and how it is judged; called with results it gives its finding.
+
+    Attributes:
+        decide: the rule; None for a comparison beside a claim.
+        margin: whether it claims that there is no difference, or no gain, beyond a margin.
+    """
+
+    measure: Measure
+    decide: Callable[[Quantity], Finding] | None
+    margin: bool = False
+
+    def __call__(self, results: Results) -> Finding:
+        quantity = self.measure(results)
+        if isinstance(quantity, Finding):
+            return quantity if self.decide else quantity.model_copy(update={"outcome": None})
+        if self.decide:
+            return self.decide(quantity)
+        return finding(quantity.description, quantity.estimate, quantity.unit, None, quantity.zero_p)
 
 
 # --- measures -------------------------------------------------------------------------------------------------------
@@ -179,9 +203,11 @@ def _excess(results: Results, condition: str, tasks: Sequence[str] | None) -> Es
 
 
 def _with_chance(results: Results, condition: str, tasks: Sequence[str] | None) -> str:
-    """The condition's name, and that it guesses if it does."""
+    """The condition's name, and that it is no better than guessing if it is not."""
     excess = _excess(results, condition, tasks)
-    return f"{condition} (at chance)" if excess.low <= 0 <= excess.high else condition
+    if excess.low > 0:
+        return condition
+    return f"{condition} ({'below' if excess.high < 0 else 'at'} chance)"
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
@@ -213,19 +239,12 @@ def within(measure: Measure, margin: float) -> Comparison:
             )
         return within_margin(name, quantity.estimate, quantity.unit, inner)
 
-    return _comparison(measure, decide)
+    return Comparison(measure, decide, margin=True)
 
 
 def beside(measure: Measure) -> Comparison:
     """A measure to print beside a claim; it decides nothing."""
-
-    def compare(results: Results) -> Finding:
-        quantity = measure(results)
-        if isinstance(quantity, Finding):
-            return quantity.model_copy(update={"outcome": None})
-        return finding(quantity.description, quantity.estimate, quantity.unit, None, quantity.zero_p)
-
-    return compare
+    return Comparison(measure, decide=None)
 
 
 def _bounded(measure: Measure, side: str, rule: Callable[..., Finding], bound: float) -> Comparison:
@@ -234,15 +253,7 @@ def _bounded(measure: Measure, side: str, rule: Callable[..., Finding], bound: f
         name = f"{quantity.description} (claimed {side} {format_bound(bound, quantity.unit)})"
         return rule(name, quantity.estimate, quantity.unit, inner, quantity.zero_p if inner == 0 else None)
 
-    return _comparison(measure, decide)
-
-
-def _comparison(measure: Measure, decide: Callable[[Quantity], Finding]) -> Comparison:
-    def compare(results: Results) -> Finding:
-        quantity = measure(results)
-        return quantity if isinstance(quantity, Finding) else decide(quantity)
-
-    return compare
+    return Comparison(measure, decide)
 
 
 def lower_perplexity(better: str, worse: str, task: str | None = None) -> Comparison:
@@ -272,18 +283,43 @@ def same_accuracy(first: str, second: str, points: float, tasks: Sequence[str] |
 
 def no_lower_perplexity(condition: str, than: str, ratio: float, task: str | None = None) -> Comparison:
     """A condition does not beat another in perplexity: the other's is at most ``ratio`` times its own."""
-    return below(perplexity_ratio(than, condition, task), ratio)
+    return replace(below(perplexity_ratio(than, condition, task), ratio), margin=True)
 
 
 def no_higher_accuracy(condition: str, than: str, points: float, tasks: Sequence[str] | None = None) -> Comparison:
     """A condition does not beat another in accuracy: it is at most ``points`` above it."""
-    return below(accuracy_difference(condition, than, tasks), points)
+    return replace(below(accuracy_difference(condition, than, tasks), points), margin=True)
 
 
 # --- the test of a claim --------------------------------------------------------------------------------------------
 
 
-def all_of(*comparisons: Comparison) -> Callable[[Results], Verdict]:
+@dataclass(frozen=True)
+class AllOf:
+    """The test that ``all_of`` makes."""
+
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def deciding(self) -> int:
+        """How many of its comparisons decide."""
+        return sum(comparison.decide is not None for comparison in self.comparisons)
+
+    @property
+    def margin(self) -> bool:
+        """Whether one of them claims that there is no difference, or no gain, beyond a margin."""
+        return any(comparison.margin for comparison in self.comparisons)
+
+    def __call__(self, results: Results) -> Verdict:
+        findings = corrected([compare(results) for compare in self.comparisons])
+        deciding = [part for part in findings if part.outcome is not None]
+        if not deciding:
+            raise UserError("a claim needs a comparison that decides it; all of its comparisons stand beside it")
+        shown = decisive(deciding)
+        return verdict(shown, conjunction(deciding), explain(deciding, shown), findings if len(findings) > 1 else [])
+
+
+def all_of(*comparisons: Comparison) -> AllOf:
     """The test of a claim that needs all its comparisons, corrected together.
 
     The effect shown is the one that the outcome hangs on: the weakest comparison, or the clearest contradiction.
@@ -291,26 +327,4 @@ def all_of(*comparisons: Comparison) -> Callable[[Results], Verdict]:
     Raises:
         UserError: when judged, if all comparisons stand beside the claim.
     """
-
-    def test(results: Results) -> Verdict:
-        findings = corrected([compare(results) for compare in comparisons])
-        deciding = [part for part in findings if part.outcome is not None]
-        if not deciding:
-            raise UserError("a claim needs a comparison that decides it; all of its comparisons stand beside it")
-        shown = decisive(deciding)
-        return verdict(shown, conjunction(deciding), _explain(deciding, shown), findings if len(findings) > 1 else [])
-
-    return test
-
-
-def _explain(deciding: Sequence[Finding], shown: Finding) -> str:
-    """A sentence from the numbers."""
-    said = f"{shown.description} is {shown.text} over {shown.basis}."
-    if len(deciding) == 1:
-        return said[0].upper() + said[1:]
-    outcomes = [part.outcome for part in deciding]
-    held, against = outcomes.count("supported"), outcomes.count("contradicted")
-    return (
-        f"{held} of {len(outcomes)} comparisons go the claimed way and {against} the other way after Holm's "
-        f"correction; the {'clearest against the claim' if against else 'weakest'}: {said}"
-    )
+    return AllOf(comparisons)

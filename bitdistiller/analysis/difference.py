@@ -180,7 +180,8 @@ def _is_share(metric: str) -> bool:
 def _paired(metric: str, before: Panel, after: Panel) -> tuple[Estimate, float]:
     """B minus A on the same items, and its p."""
     if _is_share(metric):
-        return accuracy([after, before], [1, -1]), difference_p(after, before)
+        # Equal results are equal here, and no sample of models that happen to answer alike.
+        return replace(accuracy([after, before], [1, -1]), alike=0.0), difference_p(after, before)
     if metric == "bits_per_byte":
         difference = log_ratio(after, before)
     else:

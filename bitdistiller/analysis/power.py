@@ -12,6 +12,16 @@ finds it in 80 % of experiments.
     perplexity   exp((z_{1 - alpha/2} + z_{power}) spread / sqrt(documents)), where ``spread`` is the standard
                  deviation over documents of the difference of two models' mean log-likelihood a token.
 
+A claim of no difference is another question: the smaller the margin that a design can establish, the better. Two
+one-sided tests at 5 % reject both ends of a margin in 80 % of experiments in which the true difference is zero, if the
+margin is at least (Schuirmann 1987, J. Pharmacokinet. Biopharm. 15; paired proportions: Liu et al. 2002, Stat. Med. 21)
+
+    accuracy     (z_{1 - alpha} + z_{(1 + power)/2}) sqrt(psi / n), Connor's variance at d = 0
+    perplexity   exp((z_{1 - alpha} + z_{(1 + power)/2}) spread / sqrt(documents)).
+
+Within a smaller margin the claim is likely to stay undecided even where nothing differs. That one condition is not
+better by more than a margin (non-inferiority, tested on one side) takes a little less.
+
 Disagreement matters more than accuracy: the same 1,200 items detect 3.6 points where models disagree about a fifth of
 them and 1.8 where they disagree about a twentieth (Resolution Diagnostics for Paired LLM Evaluation, arXiv
 2605.30315, counts leaderboards whose ranks fall short of this).
@@ -50,37 +60,45 @@ class Detectable(Record):
     """Smallest effects that a design detects, and what that assumes.
 
     ``accuracy_points`` and ``perplexity_ratio`` (above 1; its inverse is as detectable) are None where nothing is
-    scored, or where so few items differ that no effect is detectable.
+    scored, or where so few items differ that no effect is detectable. ``margin_points`` and ``margin_ratio`` are the
+    smallest margins within which no difference can be established; None where the study claims nothing of the kind.
     """
 
     accuracy_points: float | None
     perplexity_ratio: float | None
+    margin_points: float | None = None
+    margin_ratio: float | None = None
     assumptions: str
 
     @property
     def text(self) -> str:
-        """``3.6 points of accuracy and a perplexity ratio of 1.02``."""
-        parts = []
-        if self.accuracy_points is not None:
-            parts.append(f"{self.accuracy_points:.1f} points of accuracy")
-        if self.perplexity_ratio is not None:
-            parts.append(f"a perplexity ratio of {self.perplexity_ratio:.3g}")
-        return " and ".join(parts) or "no effect of any size"
+        """``3.6 points of accuracy and a perplexity ratio of 1.02``, and the smallest margins where there are any."""
+        effects = _sizes(self.accuracy_points, self.perplexity_ratio) or "no effect of any size"
+        margins = _sizes(self.margin_points, self.margin_ratio)
+        return (
+            f"{effects}; smallest margin within which no difference can be established: {margins}"
+            if margins
+            else effects
+        )
+
+
+def _sizes(points: float | None, ratio: float | None) -> str:
+    parts = [] if points is None else [f"{points:.1f} points of accuracy"]
+    return " and ".join(parts + ([] if ratio is None else [f"a perplexity ratio of {ratio:.3g}"]))
 
 
 @dataclass(frozen=True)
 class Design:
-    """What a study assumes before its runs; the arguments of ``detectable``."""
+    """What a study assumes before its runs; arguments of ``detectable``.
+
+    ``comparisons`` is the number of comparisons that decide its claims. Left out, it is counted in the claims, which
+    is possible where ``all_of`` made all their tests; else it is a number, or a function that finds it in what the
+    study reads (``Results``), without looking at a score.
+    """
 
     disagreement: float = 0.2
     spread: float = 0.1
-    comparisons: int = 1
-
-    def detectable(self, evaluation: EvaluationParams, perplexity: str | None) -> Detectable:
-        """Smallest effects that the study detects."""
-        return detectable(
-            evaluation, self.disagreement, self.spread, perplexity=perplexity, comparisons=self.comparisons
-        )
+    comparisons: int | Callable[..., int] | None = None
 
 
 def detectable(
@@ -90,6 +108,7 @@ def detectable(
     tokens_per_document: int = 140,
     perplexity: str | None = None,
     comparisons: int = 1,
+    margins: bool = False,
 ) -> Detectable:
     """Smallest effects that an evaluation detects between two single runs, from its parameters alone.
 
@@ -103,23 +122,35 @@ def detectable(
         perplexity: the text to judge, where there are several.
         comparisons: number of comparisons that Holm's method corrects together; the first of them has to pass at 5 %
             divided by it.
+        margins: whether to state the smallest margins of claims of no difference too.
 
     Raises:
         UserError: several texts and none named, or one named that is not there.
     """
     level = ALPHA / comparisons
-    words, points, ratio = [], None, None
+    words: list[str] = []
+    points = ratio = margin_points = margin_ratio = None
     if evaluation.tasks:
         items = _effective_items([task.limit for task in evaluation.tasks.values()])
         found = detectable_accuracy(items, disagreement, level)
         points = None if found is None else 100 * found
+        margin_points = 100 * margin_accuracy(items, disagreement, level) if margins else None
         words.append(f"paired items worth {items:,.0f} of one task, disagreement about {disagreement:.0%} of them")
     if evaluation.perplexity:
         documents = max(2, _tokens(evaluation, perplexity) // tokens_per_document)
         ratio = detectable_perplexity(documents, spread, level)
+        margin_ratio = margin_perplexity(documents, spread, level) if margins else None
         words.append(f"{documents:,} documents whose difference scatters by {spread:g} nats a token")
     words.append(f"two-sided at {level:.2g}, power {POWER:.0%}, one run a side (seeds not counted)")
-    return Detectable(accuracy_points=points, perplexity_ratio=ratio, assumptions="; ".join(words))
+    if margins:
+        words.append(f"no difference: two one-sided tests at {level:.2g} where the true difference is zero")
+    return Detectable(
+        accuracy_points=points,
+        perplexity_ratio=ratio,
+        margin_points=margin_points,
+        margin_ratio=margin_ratio,
+        assumptions="; ".join(words),
+    )
 
 
 def detectable_accuracy(n: float, disagreement: float, level: float = ALPHA) -> float | None:
@@ -138,6 +169,21 @@ def detectable_accuracy(n: float, disagreement: float, level: float = ALPHA) -> 
 def detectable_perplexity(documents: int, spread: float, level: float = ALPHA) -> float:
     """Smallest ratio of perplexities, above 1, that so many paired documents detect."""
     return exp((stats.norm.isf(level / 2) + stats.norm.ppf(POWER)) * spread / sqrt(documents))
+
+
+def margin_accuracy(n: float, disagreement: float, level: float = ALPHA) -> float:
+    """Smallest margin, as a share, within which ``n`` paired items establish that accuracies do not differ."""
+    return _margin_errors(level) * sqrt(disagreement / n)
+
+
+def margin_perplexity(documents: int, spread: float, level: float = ALPHA) -> float:
+    """Smallest margin, as a ratio above 1, within which so many paired documents establish equal perplexities."""
+    return exp(_margin_errors(level) * spread / sqrt(documents))
+
+
+def _margin_errors(level: float) -> float:
+    """The margin in standard errors; both ends have to be rejected, so each may fail in half of what power leaves."""
+    return float(stats.norm.isf(level) + stats.norm.isf((1 - POWER) / 2))
 
 
 def _effective_items(limits: list[int]) -> float:

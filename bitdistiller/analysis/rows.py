@@ -3,6 +3,9 @@
 Two retentions stand beside accuracy, because the plain one flatters: a model that guesses keeps 66 % of a full
 precision of 53 % where guessing earns 35 %. ``retention`` is score / full, as the follow-up gives it;
 ``retention_above_chance`` is (score - chance) / (full - chance), about zero for a model that guesses.
+
+``worst_share`` stands beside perplexity: the part of its logarithm that the worst 1 % of tokens make. At very few bits
+a handful of tokens can be all of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +21,8 @@ from bitdistiller.analysis.stats import (
     accuracy,
     flips,
     log_perplexity,
+    own_weights,
+    panel,
     per_token,
     retention,
 )
@@ -101,6 +106,7 @@ def _mean_rows(results: Results, condition: str, level: float | None) -> list[di
     common = {"kind": "mean", "source": "measured", "model": ", ".join(models), "condition": condition, "level": level}
     log_ppl = log_perplexity([results.panel(condition, PERPLEXITY_ITEMS, [perplexity])], [1])
     rows = [common | _exp_row(log_ppl, perplexity)]
+    rows += [common | row for row in _worst_share_rows(results, condition, perplexity)]
     tasks = sorted(results.chance)
     by_task = {task: accuracy([results.panel(condition, "acc", [task])], [1]) for task in tasks}
     rows += [common | estimate_row(estimate, task, "acc") for task, estimate in by_task.items()]
@@ -114,6 +120,15 @@ def _mean_rows(results: Results, condition: str, level: float | None) -> list[di
     if condition != full and results.of(full)[0].scores.run not in results.params.conditions()[condition]:
         rows += [common | row for row in _direct_rows(results, condition, full, perplexity, tasks)]
     return rows
+
+
+def _worst_share_rows(results: Results, condition: str, perplexity: str) -> list[dict]:
+    """How much of the perplexity a few tokens make; none where the runs were scored without it."""
+    runs = results.of(condition)
+    if any(all(score.metric != "worst_share" for score in run.scores.scores) for run in runs):
+        return []
+    share = own_weights([panel([run.items], "worst_share", [perplexity]) for run in runs])
+    return [estimate_row(share, perplexity, "worst_share")]
 
 
 def _direct_rows(results: Results, condition: str, full: str, perplexity: str, tasks: list[str]) -> list[dict]:

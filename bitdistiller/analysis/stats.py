@@ -23,6 +23,12 @@ turns the question round (two one-sided tests, Schuirmann 1987): its null hypoth
 beyond a margin, on the one side and on the other, and both have to be rejected. p <= 5 % is the same as a 90 % interval
 inside the margin.
 
+Where no item tells two conditions apart (both solve none of the problems, say), items have no spread, and t would give
+an interval of no width. What is known then is how rare such an item must be: if a share d or more of all items told
+them apart, n items would show none with a probability of at most exp(-n d). That is the p against a difference of d,
+and d = 3 / n, the rule of three, bounds the 95 % interval on both sides (``Estimate.alike``; over T tasks n is T times
+the smallest of them, which is the worst case).
+
 Left out: clustering of questions within a subject.
 """
 
@@ -50,7 +56,8 @@ class Estimate:
     """A number with its standard error: ``n`` counts what ``sample`` names, ``seeds`` the trained copies behind it.
 
     ``seed_share`` is the share of the variance that would stay however many items were scored; 0 with one seed, which
-    cannot show it.
+    cannot show it. ``alike`` is above 0 for a difference of two conditions that no item tells apart: the number of
+    items of one task that this rests on (see the module's docstring).
     """
 
     value: float
@@ -60,6 +67,7 @@ class Estimate:
     seeds: int
     sample: Sample = "items"
     seed_share: float = 0.0
+    alike: float = 0.0
 
     @property
     def low(self) -> float:
@@ -73,6 +81,8 @@ class Estimate:
 
     @property
     def _half_width(self) -> float:
+        if self.alike:
+            return float(-np.log(ALPHA)) / self.alike
         return float(stats.t.ppf(1 - ALPHA / 2, self.df)) * self.standard_error
 
     @property
@@ -88,10 +98,14 @@ class Estimate:
 
     def p_value(self, null: float = 0.0) -> float:
         """Two-sided p of the hypothesis that the true value is ``null``."""
+        if self.alike:
+            return float(np.exp(-abs(null - self.value) * self.alike))
         return float(2 * stats.t.sf(abs(self.t(null)), self.df))
 
     def equivalence_p(self, margin: float) -> float:
         """p of two one-sided tests that the true value lies within ``margin`` of zero: the larger of the two."""
+        if self.alike:
+            return max(self.p_value(-margin), self.p_value(margin))
         return float(max(stats.t.sf(self.t(-margin), self.df), stats.t.cdf(self.t(margin), self.df)))
 
     def minus(self, constant: float) -> "Estimate":
@@ -173,7 +187,11 @@ def accuracy(panels: Sequence[Panel], coefficients: Sequence[int | float]) -> Es
     combined = sum(c * p.values.mean(axis=0) for c, p in zip(coefficients, panels, strict=True))
     variance = _stratified(strata, lambda rows: combined[rows].var(ddof=1) / len(rows), power=2)
     value = _stratified(strata, lambda rows: combined[rows].mean())
-    return _estimate(value, variance, strata, [p.values for p in panels], coefficients)
+    estimate = _estimate(value, variance, strata, [p.values for p in panels], coefficients)
+    if list(coefficients) == [1, -1] and estimate.standard_error == 0 and not combined.any():
+        smallest = min(len(rows) / panels[0].weights[rows].max() for rows in strata)
+        return replace(estimate, alike=float(len(strata) * smallest))
+    return estimate
 
 
 def per_token(panels: Sequence[Panel], coefficients: Sequence[int | float], seed: int = 0) -> Estimate:
@@ -198,6 +216,18 @@ def log_perplexity(panels: Sequence[Panel], coefficients: Sequence[int | float],
     Averaging over seeds is done on the logarithm, so a condition's perplexity is the geometric mean of its seeds.
     """
     return per_token(panels, coefficients, seed)
+
+
+def own_weights(runs: Sequence[Panel]) -> Estimate:
+    """Mean over seeds of total value / total weight, where each run has weights of its own (``worst_share``).
+
+    Args:
+        runs: a panel of one run for each seed, of the same documents.
+    """
+    for other in runs[1:]:
+        _require_same(runs[0].keys, (), other.keys, ())
+    shares = np.concatenate([_linearised(run.values, run.weights) for run in runs])
+    return per_token([Panel(runs[0].keys, shares, np.ones(shares.shape[1]))], [1])
 
 
 def log_ratio(first: Panel, second: Panel) -> Estimate:

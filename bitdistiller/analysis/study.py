@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
-from bitdistiller.analysis.power import Design
+from bitdistiller.analysis.power import Design, Detectable, detectable
 from bitdistiller.analysis.record import ReasoningSummary, Row, RunSummary, StudyReport
 from bitdistiller.analysis.stats import PERPLEXITY_ITEMS, Panel, panel
 from bitdistiller.analysis.verdict import Claim, JudgedClaim, family_wise
@@ -182,6 +182,24 @@ class Study:
     claims: tuple[Claim, ...]
     design: Design
 
+    def comparisons(self, results: Results) -> int:
+        """How many comparisons decide the claims, by what there is to compare; Holm's method corrects them together."""
+        stated = self.design.comparisons
+        if stated is None:
+            return sum(claim.test.deciding for claim in self.claims)
+        return stated(results) if callable(stated) else stated
+
+    def detectable(self, results: Results, evaluation: EvaluationParams) -> Detectable:
+        """Smallest effects that the design detects; of claims of no difference, the smallest margins too."""
+        return detectable(
+            evaluation,
+            self.design.disagreement,
+            self.design.spread,
+            perplexity=results.params.perplexity,
+            comparisons=self.comparisons(results),
+            margins=any(getattr(claim.test, "margin", False) for claim in self.claims),
+        )
+
 
 _CONTRACT = ("QUESTION", "SOURCE", "Params", "CLAIMS", "DESIGN")
 
@@ -215,6 +233,11 @@ def load_study(name: str, folder: Path) -> Study:
     claims = tuple(module.CLAIMS)
     if len({claim.id for claim in claims}) < len(claims):
         raise UserError(f"{folder / name}.py has two claims of the same id")
+    if module.DESIGN.comparisons is None and (own := [c.id for c in claims if not hasattr(c.test, "deciding")]):
+        raise UserError(
+            f"{folder / name}.py: the comparisons of {', '.join(own)} cannot be counted, since its test was not made "
+            f"by all_of; give DESIGN the number of all comparisons that decide claims, as Design(comparisons=...)"
+        )
     return Study(
         name=name,
         question=module.QUESTION,
@@ -343,7 +366,7 @@ def run_study(name: str, params: Params, results_dir: Path) -> StudyReport:
         scale=params.scale,
         params=chosen.model_dump(mode="json"),
         chance=results.chance,
-        detectable=study.design.detectable(_evaluation(chosen, params), chosen.perplexity),
+        detectable=study.detectable(results, _evaluation(chosen, params)),
         rows=_rows(study.table(results)),
         claims=family_wise([judge(claim, results) for claim in study.claims]),
         runs=_summaries(results),

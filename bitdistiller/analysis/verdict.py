@@ -10,19 +10,23 @@ and synthetic results can drive every claim to each outcome:
                       when the 95 % interval lies beyond it; never because a test found nothing
     several parts     supported when every part is, contradicted when one part is, undecided otherwise
 
+Where no item tells two conditions apart, which of them is better is not defined, and such a direction is undecided. A
+margin can still be decided, by how rare the items must be that would tell them apart (``stats``).
+
 A study makes many comparisons, so by chance alone one in twenty would decide a claim. Each comparison that decides
 keeps the unadjusted p of its decision as ``Evidence``: two-sided against its bound, or that of the equivalence test.
 Holm's method adjusts all of them together, first within a claim (``corrected``), then within the study
 (``family_wise``, which starts from the unadjusted ones again). One whose adjusted p is above 5 % becomes undecided, and
-the outcome of its claim follows from its parts anew. Nothing undecided is ever decided by that. Comparisons beside a
-claim, which decide nothing, and rules that rest on no p are no part of the family.
+the outcome of its claim follows from its parts anew, and so does the sentence that counts them (``explain``). Nothing
+undecided is ever decided by that. Comparisons beside a claim, which decide nothing, what is not defined, and rules that
+rest on no p are no part of the family.
 
 "Undecided" is a finding: at this budget the data allow both answers. ``Finding.needs`` says what sample would do.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -135,8 +139,11 @@ class JudgedClaim(Record):
 
 
 def format_effect(value: float, unit: Unit, bare: bool = False) -> str:
-    """A number in the precision that its unit deserves; ``bare`` leaves the unit away."""
-    places = {"points": 1, "percent": 1, "share": 2, "nats": 3}
+    """A number in the precision that its unit deserves; ``bare`` leaves the unit away.
+
+    Ratios near one and nats near zero get a decimal more, since that is where what is told apart is small.
+    """
+    places = {"points": 1, "percent": 1, "share": 2, "nats": 4 if abs(value) < 0.01 else 3}
     if unit == "times":
         near_one = abs(value - 1) < 0.1
         places[unit] = 3 if near_one else 0 if value >= 100 else 1 if value >= 10 else 2
@@ -164,7 +171,7 @@ def finding(
     tails: Literal[1, 2] = 2,
     needs: str | None = None,
 ) -> Finding:
-    """Store an estimate in its unit, and with it the test that decides.
+    """Store an estimate in its unit, and with it the test that decides; a direction that no item shows is undefined.
 
     Args:
         estimate: a share for ``points`` and ``share``, a log ratio for ``times`` and ``percent``.
@@ -173,6 +180,10 @@ def finding(
         tails: 1 for an equivalence test.
         needs: sample that would decide; left out, it follows from p when the study is corrected.
     """
+    if estimate.alike and p == 1:  # against zero; against any other bound it is less
+        name, needs = f"{description} (no item tells them apart)", "items that tell them apart"
+        missing = undefined(name, unit, estimate.n, estimate.seeds)
+        return missing.model_copy(update={"outcome": outcome, "needs": needs if outcome else None})
     decides = outcome is not None and p is not None
     spread = {"df": estimate.df, "seed_share": estimate.seed_share}
     return Finding(
@@ -249,21 +260,24 @@ def above_bound(
     Args:
         p: two-sided p against ``bound`` where there is a better test than t's; it and the interval must agree.
     """
-    p = estimate.p_value(bound) if p is None else p
-    outcome: Outcome = "undecided"
-    if p <= ALPHA and estimate.low > bound:
-        outcome = "supported"
-    elif p <= ALPHA and estimate.high < bound:
-        outcome = "contradicted"
-    return finding(description, estimate, unit, outcome, p)
+    return _against_bound(description, estimate, unit, bound, p, above=True)
 
 
 def below_bound(
     description: str, estimate: Estimate, unit: Unit, bound: float = 0.0, p: float | None = None
 ) -> Finding:
     """The claim that an estimate lies below ``bound``: the outcomes of ``above_bound``, exchanged."""
-    mirrored = above_bound(description, replace(estimate, value=-estimate.value), unit, -bound, p)
-    return finding(description, estimate, unit, mirrored.outcome, mirrored.p)
+    return _against_bound(description, estimate, unit, bound, p, above=False)
+
+
+def _against_bound(
+    description: str, estimate: Estimate, unit: Unit, bound: float, p: float | None, above: bool
+) -> Finding:
+    p = estimate.p_value(bound) if p is None else p
+    outcome: Outcome = "undecided"
+    if p <= ALPHA and not estimate.low <= bound <= estimate.high:
+        outcome = "supported" if (estimate.low > bound) == above else "contradicted"
+    return finding(description, estimate, unit, outcome, p)
 
 
 def equivalent(estimate: Estimate, margin: float) -> Outcome:
@@ -335,6 +349,19 @@ def decisive(parts: Sequence[Finding]) -> Finding:
     )
 
 
+def explain(deciding: Sequence[Finding], shown: Finding) -> str:
+    """A sentence from the numbers: the part that is shown, and how many parts of several go which way."""
+    said = f"{shown.description} is {shown.text} over {shown.basis}."
+    if len(deciding) == 1:
+        return said[0].upper() + said[1:]
+    outcomes = [part.outcome for part in deciding]
+    held, against = outcomes.count("supported"), outcomes.count("contradicted")
+    return (
+        f"{held} of {len(outcomes)} comparisons go the claimed way and {against} the other way after Holm's "
+        f"correction; the {'clearest against the claim' if against else 'weakest'}: {said}"
+    )
+
+
 def verdict(deciding: Finding, outcome: Outcome, explanation: str, parts: Sequence[Finding] = ()) -> Verdict:
     """A verdict whose effect is that of the deciding comparison.
 
@@ -364,15 +391,20 @@ def _deciding(claim: Verdict) -> list[Finding]:
 
 
 def _revised(claim: Verdict, deciding: list[Finding], size: int) -> Verdict:
-    """The verdict after its deciding comparisons were corrected in a family of ``size``."""
+    """The verdict after its deciding comparisons were corrected in a family of ``size``.
+
+    Where that changed one of several parts, the claim's sentence is made anew: it counted and named what was before.
+    """
     outcome = conjunction(deciding)
     held = (part for part in deciding if part.description == claim.description and part.outcome == outcome)
+    shown = next(held, None) or decisive(deciding)
     lost = [new.description for old, new in zip(_deciding(claim), deciding, strict=True) if old.outcome != new.outcome]
     explanation = claim.explanation
     if lost:
+        explanation = explain(deciding, shown) if len(deciding) > 1 else explanation
         explanation += (
             f" Holm's correction over all {size} comparisons of the study leaves undecided: {'; '.join(lost)}."
         )
     rest = iter(deciding)
     parts = [part if part.outcome is None else next(rest) for part in claim.parts]
-    return verdict(next(held, None) or decisive(deciding), outcome, explanation, parts)
+    return verdict(shown, outcome, explanation, parts)

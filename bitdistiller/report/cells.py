@@ -20,6 +20,7 @@ from bitdistiller.report.latex import escape as escape_latex
 EMPTY = "–"
 QUANTITIES = {
     "perplexity": "Perplexity",
+    "worst_share": "Log perplexity from worst 1 % of tokens, %",
     "acc": "Mean accuracy, %",
     "retention": "Accuracy kept",
     "retention_above_chance": "Accuracy kept, chance subtracted",
@@ -47,7 +48,7 @@ BENCHMARKS = {
     ("gsm8k", "bits_per_byte"): "GSM8K solutions, bits a byte",
     ("humaneval", "bits_per_byte"): "HumanEval solutions, bits a byte",
 }
-PERCENT = ("acc", "agreement", "flips", "zeros", "exact_match", "pass_at")
+PERCENT = ("worst_share", "acc", "agreement", "flips", "zeros", "exact_match", "pass_at")
 LOWER_IS_BETTER = {"perplexity": True, "kl": True, "flips": True, "acc": False, "agreement": False}
 LOWER_IS_BETTER |= {"retention": False, "retention_above_chance": False, "acc_by_size": False, "bits_per_byte": True}
 LOWER_IS_BETTER |= {metric: False for _, metric in BENCHMARKS if metric != "bits_per_byte"}

@@ -222,7 +222,7 @@ def _section(scale: Scale, report: StudyReport, params: Params, out_dir: Path, o
     report.frame().to_csv(out_dir / "tables" / f"{within}{report.name}-rows.csv", index=False, float_format="%.6g")
     prefix, origin = within + report.name, _figure_origin(scale, report)
     comparisons = {
-        claim.id: _table(table, f"Comparisons behind “{claim.id}”; p is two-sided{note}")
+        claim.id: _table(table, f"Comparisons behind “{claim.id}”; {tables.P_VALUES}{note}")
         for claim in report.claims
         if not (table := tables.comparisons(claim)).empty
     }

@@ -20,6 +20,12 @@ BESIDE = ("perplexity", "acc", "retention", "retention_above_chance")  # what pa
 SUBJECTS = "mmlu/"  # begins the tasks that are parts of MMLU
 SYMBOLS = {"supported": "✓", "contradicted": "✗", "undecided": "?"}
 PAPER = "paper"  # the scale whose absolute numbers may be compared with the papers'
+# What the column p of ``comparisons`` holds.
+P_VALUES = (
+    "p of a row that decides is Holm-adjusted over the study and against the bound that it claims, two-sided or, of an "
+    "effect within a claimed margin, by two one-sided tests; p of a row beside the claim is unadjusted, two-sided and "
+    "against zero (of a ratio: one)"
+)
 NOT_COMPARABLE = "; not comparable with the papers' absolute numbers"
 
 

@@ -40,7 +40,7 @@ _HEAD = r"""% Numbers for prose, made by `bitdistiller report` from results/stud
 %   \BDVerdict + study + claim [+ Effect]         outcome of a claim; its effect with interval
 %   \BDOrigin + model                             what its weights are
 % Of several scales, names of all but the first begin with \BD + scale. Digits are spelled one by one, signs dropped.
-% Accuracies, agreement, flips and zeros are percentages.
+% Accuracies, agreement, flips, zeros and the worst tokens' share are percentages.
 % A macro swallows the space after it: write \BDRuns{} or \BDRuns\ before a word. \input this file once."""
 _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 _SIGNS = {"+": "Plus", "%": "Percent", "&": "And", "<": "Below", ">": "Above", "×": "Times"}
