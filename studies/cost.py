@@ -107,7 +107,7 @@ def _printed(folder: Path) -> Iterator[dict]:
                 yield common | {"metric": column, "value": float(line[column])}
 
 
-DESIGN = Design(disagreement=0.1, spread=0.1)
+DESIGN = Design(disagreement=0.1, spread=0.1, comparisons=1)
 CLAIMS = (
     Claim(
         id="little-data",
