@@ -116,13 +116,13 @@ def far_apart(values: pd.Series) -> bool:
 
 
 def log_axis(ax: Axes, side: Literal["x", "y"] = "y") -> None:
-    """A logarithmic axis with readable numbers; powers of ten alone where more would crowd."""
+    """A logarithmic axis with readable numbers; fewer of them where more would crowd."""
     ax.set(**{f"{side}scale": "log"})
     axis, (low, high) = getattr(ax, f"{side}axis"), getattr(ax, f"get_{side}lim")()
-    crowded = high / low > (1e3 if side == "y" else 1e2)
-    axis.set_major_locator(
-        LogLocator(subs=(1,) if crowded else (1, 2, 5), numticks=5 if crowded and side == "x" else 12)
-    )
+    room = 1e3 if side == "y" else 1e2  # labels stand beside one another along x
+    crowded = high / low > room
+    subs = (1,) if crowded else (1, 3) if high / low > room / 10 else (1, 2, 5)
+    axis.set_major_locator(LogLocator(subs=subs, numticks=5 if crowded and side == "x" else 12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
