@@ -84,7 +84,7 @@ def _costs(results: Results) -> Iterator[dict]:
             continue
         values = {
             "tokens": [run.tokens for run in trained],
-            "seconds": [run.cost.seconds for run in trained],
+            "seconds": [run.cost.seconds for run in trained if not run.resumed_at],  # else only its last part is timed
             "peak_gib": [run.cost.peak_bytes / 2**30 for run in trained],
             "joules": [run.cost.joules for run in trained if run.cost.joules is not None],
         }
@@ -123,7 +123,7 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
     from bitdistiller.report.figures import conditions_panel
 
     rows = report.frame()
-    time = "Wall time of training."
+    time = "Wall time of training; of runs that were resumed only the last part is timed, and they are left out."
     if not (rows["metric"] == "joules").any():
         time += " The energy of these runs is not known: their machine does not let it be read."
     return {

@@ -21,7 +21,7 @@ from bitdistiller.config import Params, load_params
 from bitdistiller.errors import UserError
 from bitdistiller.report.curves import training_curves
 from bitdistiller.report.figures import comparison_figures
-from bitdistiller.report.tables import study_tables
+from bitdistiller.report.tables import runs, study_tables
 from tests.synthetic import ROOT, write_study
 
 OUTCOMES = ("supported", "contradicted", "undecided")
@@ -426,6 +426,14 @@ def test_energy_that_was_not_read_is_said_to_be_unknown(tmp_path):
         study, report = cost_report(tmp_path, overrides)
         assert ("energy of these runs is not known" in study.figures(report)["seconds"].caption) is unknown
         assert ("Energy, J" in study_tables(report)["cost"].frame) is not unknown
+
+
+def test_a_resumed_run_has_no_time_to_compare(tmp_path):
+    _, report = cost_report(tmp_path, {"BitDistiller, 2 bits": {"training": {"resumed_at": 40}}})
+    times = study_tables(report)["cost"].frame["Training, s"]
+    assert times["BitDistiller, 2 bits"] == "–" != times["BitDistiller, 3 bits"]
+    spent = runs(report).set_index("condition")["training"]
+    assert spent["BitDistiller, 2 bits"].endswith(" s from step 40") and spent["BitDistiller, 3 bits"].endswith(" s")
 
 
 def test_what_clipping_alone_wins_back_stands_beside_what_training_wins_back(tmp_path):

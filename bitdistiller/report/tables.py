@@ -15,6 +15,7 @@ from bitdistiller.analysis.record import Row, StudyReport
 from bitdistiller.analysis.rows import MEAN
 from bitdistiller.analysis.verdict import JudgedClaim, PublishedNumber, format_effect
 from bitdistiller.report.cells import BENCHMARKS, EMPTY, INTERVALS, QUANTITIES, Cell, Link, mark_best, number, plain
+from bitdistiller.results import TrainingRecord
 
 BESIDE = ("perplexity", "acc", "retention", "retention_above_chance")  # what papers print against bits
 SUBJECTS = "mmlu/"  # begins the tasks that are parts of MMLU
@@ -229,7 +230,7 @@ def runs(report: StudyReport, page: Callable[[str], str] | None = None) -> pd.Da
                 "tokens": f"{training.tokens:,}" if training else EMPTY,
                 "gamma": f"{training.gamma:.3f}" if training and training.gamma is not None else EMPTY,
                 "last loss": f"{training.final_loss:.3f}" if training else EMPTY,
-                "training": duration(training.cost.seconds) if training else EMPTY,
+                "training": _training_time(training) if training else EMPTY,
                 "scoring": duration(summary.scoring.seconds),
                 "peak memory": memory(
                     max(c.peak_bytes for c in ([training.cost] if training else []) + [summary.scoring])
@@ -238,6 +239,12 @@ def runs(report: StudyReport, page: Callable[[str], str] | None = None) -> pd.Da
             }
         )
     return plain(pd.DataFrame(table).set_index("run"))
+
+
+def _training_time(training: TrainingRecord) -> str:
+    """How long a run took; of one that was resumed, only what came after its checkpoint was timed."""
+    since = f" from step {training.resumed_at}" if training.resumed_at else ""
+    return duration(training.cost.seconds) + since
 
 
 def commit(environment) -> str:
