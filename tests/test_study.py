@@ -90,11 +90,11 @@ def test_every_claim_has_all_three_outcomes_above():
     assert wanted <= {(claim_id, outcome) for claim_id, outcome, _ in OUTCOMES}
 
 
-def test_below_chance_is_not_chance(tmp_path):
+def test_worse_than_guessing_is_no_better_than_chance(tmp_path):
     study, results = results_of(tmp_path, truths={1: Truth(0.15, 1500.0)}, questions=1000)
     claim = next(claim for claim in study.claims if claim.id == "one-bit-chance")
     verdict = judge(claim, results).verdict
-    assert verdict.outcome == "contradicted" and "below chance" in verdict.explanation
+    assert verdict.outcome == "supported" and "below chance" in verdict.explanation
 
 
 def test_a_study_writes_one_record_that_never_changes_by_itself(tmp_path):

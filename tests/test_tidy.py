@@ -14,7 +14,7 @@ from bitdistiller.results import RunScores
 from tests.synthetic import ROOT, Truth, bit_scaling_runs, make_params
 
 TASKS = {"piqa": 0.5, "arc_easy": 0.25}
-KEY = ["scale", "model", "method", "bits", "group_size", "teacher", "training_text", "seed", "task", "metric"]
+KEY = ["scale", "model", "method", "bits", "group_size", "teacher", "training_text", "steps", "seed", "task", "metric"]
 
 
 @pytest.fixture(scope="module")

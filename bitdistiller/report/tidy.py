@@ -2,8 +2,8 @@
 
 A row is one number: of one run (``scale, model, method, bits, seed, run``), on one task, by one metric. A run that
 several studies share stands here once. ``method`` says in words how the run was made: format, clipping, objective.
-What else tells two runs apart has a column of its own (``group_size``, ``teacher``, ``training_text``), empty where
-there is nothing to say. Perplexities are as they are, KL is nats a token, ``bits_per_byte`` is bits, everything else
+What else tells two runs apart has a column of its own (``group_size``, ``teacher``, ``training_text``, ``steps``),
+empty where there is nothing to say. Perplexities are as they are, KL is nats a token, ``bits_per_byte`` is bits, everything else
 is a share.
 
 ``low`` and ``high`` bound the 95 % interval over items or documents of this one run; of an average over tasks
@@ -34,6 +34,7 @@ COLUMNS = {
     "group_size": "Int64",
     "teacher": "string",
     "training_text": "string",
+    "steps": "Int64",
     "seed": "Int64",
     "run": "string",
     "task": "string",
@@ -136,6 +137,7 @@ def _made(summary: RunSummary) -> dict:
         "group_size": used.get("quantizer", {}).get("group_size"),
         "teacher": training.teacher if training else None,
         "training_text": trained.get("data", {}).get("training_text"),
+        "steps": training.steps if training else None,
         "seed": used.get("run", {}).get("seed", used.get("seed") if used.get("weights") == "random" else None),
     }
 
