@@ -3,8 +3,8 @@
 A row is one number: of one run (``scale, model, method, bits, seed, run``), on one task, by one metric. A run that
 several studies share stands here once. ``method`` says in words how the run was made: format, clipping, objective.
 What else tells two runs apart has a column of its own (``group_size``, ``teacher``, ``training_text``, ``steps``),
-empty where there is nothing to say. Perplexities are as they are, KL is nats a token, ``bits_per_byte`` is bits, everything else
-is a share.
+empty where there is nothing to say. Perplexities are as they are, KL is nats a token, ``bits_per_byte`` is bits,
+everything else is a share.
 
 ``low`` and ``high`` bound the 95 % interval over items or documents of this one run; of an average over tasks
 (``task`` is ``mean``) they are the normal approximation. What is measured on weights (``task`` is ``weights``) is no
