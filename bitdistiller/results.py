@@ -234,6 +234,12 @@ class TrainingRecord(Record):
     environment: Environment
     cost: Cost
 
+    @property
+    def validations(self) -> list[CurvePoint]:
+        """The validations that all runs with these parameters have; resuming adds one at its checkpoint."""
+        every = self.parameters_used["run"]["validate_every"]
+        return [point for point in self.curve if point.validation_perplexity is not None and point.step % every == 0]
+
 
 def write_items(items: pd.DataFrame, path: Path) -> None:
     """Write per-item results; the columns are fixed."""

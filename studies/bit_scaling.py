@@ -334,13 +334,14 @@ CLAIMS = (
 
 def figures(report: StudyReport) -> dict[str, "Drawing"]:
     """Perplexity, accuracy and retention against bits: measured here, and as the papers print them."""
+    rows = report.frame()
+    return _perplexity(rows) | _mean_accuracy(rows, report.chance) | _retention(rows)
+
+
+def _perplexity(rows: pd.DataFrame) -> dict[str, "Drawing"]:
     from bitdistiller.report.figures import measured_panel, published_panel
 
-    rows = report.frame()
-    chance = sum(report.chance.values()) / len(report.chance)
-    printed = rows[(rows["source"] == "followup_bits.csv") & (rows["task"].isin(CHANCE))]
     perplexity = rows[(rows["kind"] == "mean") & (rows["metric"] == "perplexity")]["task"].iloc[0]
-    kept = [("retention", "plain"), ("retention_above_chance", "chance subtracted")]
     return {
         "perplexity": measured_panel(
             rows,
@@ -359,12 +360,20 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
             log=True,
             caption="Perplexity against bits as printed in the papers: other models, WikiText-2.",
         ),
+    }
+
+
+def _mean_accuracy(rows: pd.DataFrame, chance: dict[str, float]) -> dict[str, "Drawing"]:
+    from bitdistiller.report.figures import measured_panel, published_panel
+
+    printed = rows[(rows["source"] == "followup_bits.csv") & (rows["task"].isin(CHANCE))]
+    return {
         "accuracy": measured_panel(
             rows,
             [("acc", "")],
             MEAN,
             "mean accuracy",
-            chance=chance,
+            chance=sum(chance.values()) / len(chance),
             caption="Mean accuracy over tasks against bits. Small points are seeds, large ones their mean with its "
             "95 % interval; the dashed line is chance.",
         ),
@@ -376,6 +385,14 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
             chance=chance_of(printed["task"].unique()),
             caption="Mean accuracy over tasks against bits as printed in the papers: other models, other tasks.",
         ),
+    }
+
+
+def _retention(rows: pd.DataFrame) -> dict[str, "Drawing"]:
+    from bitdistiller.report.figures import measured_panel, published_panel
+
+    kept = [("retention", "plain"), ("retention_above_chance", "chance subtracted")]
+    return {
         "retention": measured_panel(
             rows,
             kept,

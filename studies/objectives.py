@@ -61,10 +61,8 @@ def _along_training(results: Results, condition: str) -> Panel | None:
 
 
 def _regular(record: TrainingRecord) -> np.ndarray:
-    """(points, sequences), without the start and without the extra points of resumed runs."""
-    every = record.parameters_used["run"]["validate_every"]
-    points = [point for point in record.curve if point.step and point.step % every == 0]
-    return np.array([point.validation_nll for point in points if point.validation_nll])
+    """(points, sequences) of the validations after the start."""
+    return np.array([point.validation_nll for point in record.validations if point.step and point.validation_nll])
 
 
 DESIGN = Design(disagreement=0.1, spread=0.05)

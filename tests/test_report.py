@@ -437,7 +437,7 @@ def trained(report, **parameters):
     values = [dict(zip(parameters, one, strict=True)) for one in zip(*parameters.values(), strict=True)]
     runs = []
     for index, run in enumerate(run for run in report.runs if run.training):
-        used = {"run": values[index % len(values)], "data": {"training_text": "t"}}
+        used = {"run": {"validate_every": 10} | values[index % len(values)], "data": {"training_text": "t"}}
         runs.append(run.model_copy(update={"training": run.training.model_copy(update={"parameters_used": used})}))
     return report.model_copy(update={"runs": runs})
 

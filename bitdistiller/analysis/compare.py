@@ -85,11 +85,13 @@ class Comparison:
     Attributes:
         decide: the rule; None for a comparison beside a claim.
         margin: whether it claims that there is no difference, or no gain, beyond a margin.
+        where: conditions without which it is left out.
     """
 
     measure: Measure
     decide: Callable[[Quantity], Finding] | None
     margin: bool = False
+    where: tuple[str, ...] = ()
 
     def __call__(self, results: Results) -> Finding:
         quantity = self.measure(results)
@@ -242,9 +244,9 @@ def within(measure: Measure, margin: float) -> Comparison:
     return Comparison(measure, decide, margin=True)
 
 
-def beside(measure: Measure) -> Comparison:
-    """A measure to print beside a claim; it decides nothing."""
-    return Comparison(measure, decide=None)
+def beside(measure: Measure, where: tuple[str, ...] = ()) -> Comparison:
+    """A measure to print beside a claim, at scales that have run the conditions ``where``; it decides nothing."""
+    return Comparison(measure, decide=None, where=where)
 
 
 def _bounded(measure: Measure, side: str, rule: Callable[..., Finding], bound: float) -> Comparison:
@@ -311,7 +313,8 @@ class AllOf:
         return any(comparison.margin for comparison in self.comparisons)
 
     def __call__(self, results: Results) -> Verdict:
-        findings = corrected([compare(results) for compare in self.comparisons])
+        there = [compare for compare in self.comparisons if set(compare.where) <= set(results.params.conditions())]
+        findings = corrected([compare(results) for compare in there])
         deciding = [part for part in findings if part.outcome is not None]
         if not deciding:
             raise UserError("a claim needs a comparison that decides it; all of its comparisons stand beside it")

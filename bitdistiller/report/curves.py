@@ -109,10 +109,8 @@ def _curves(
 
 
 def _points(training: TrainingRecord, field: str) -> list[tuple[int, float]]:
-    """Steps and values; of validations those on the grid, to which resuming adds one at its checkpoint."""
-    every = 1 if field == "loss" else _used(training, "run", "validate_every") or 1
-    points = [(point.step, getattr(point, field)) for point in training.curve]
-    return [(step, value) for step, value in points if value is not None and step % every == 0]
+    points = training.curve if field == "loss" else training.validations
+    return [(point.step, getattr(point, field)) for point in points if getattr(point, field) is not None]
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
