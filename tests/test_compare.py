@@ -231,6 +231,17 @@ def test_worse_than_guessing_is_called_so():
     assert accuracy_difference("b", "a")(results).description == "accuracy of b minus a (below chance)"
 
 
+def test_that_two_models_guess_equally_well_is_no_finding():
+    guessing, one, worse = (two(acc(a), acc(b)) for a, b in ((0.25, 0.25), (0.25, 0.4), (0.1, 0.25)))
+    found = same_accuracy("a", "b", 10)(guessing)
+    assert (found.outcome, found.p, found.needs) == ("undecided", None, "models that do better than guessing")
+    assert -10 < found.low < found.effect < found.high < 10
+    assert all_of(same_accuracy("a", "b", 10), same_perplexity("a", "b", 1.5))(guessing).outcome == "undecided"
+    assert same_accuracy("a", "b", 30)(one).outcome == "supported"
+    assert same_accuracy("a", "b", 5)(worse).outcome == "contradicted"
+    assert no_higher_accuracy("a", "b", 10)(guessing).outcome == "supported"
+
+
 def test_models_that_solve_the_same_items_are_no_finding_and_alike_only_by_enough_items():
     """None of 800 items differs: the rule of three bounds the difference by 0.37 points, Holm's method by more."""
     results = two(acc(0.5), acc(0.5), seeds=1)

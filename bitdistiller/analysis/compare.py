@@ -17,7 +17,7 @@ Bounds and margins are written in the unit that is printed: accuracies in points
 ``ratio=1.05`` means up to 5 % either way. Conditions are named as in the study's ``conditions()``; all their seeds
 count. A condition whose accuracy is not above that of guessing is called so wherever it is compared: "at chance" where
 its 95 % interval includes the level of guessing, "below chance" where it lies below. That two models guess equally well
-is no finding about them.
+is no finding about them: a claim that their accuracies are the same stays undecided.
 
 "A does not beat B" is a claim of its own, and not the same as "B beats A" or "they are the same":
 ``no_lower_perplexity`` and ``no_higher_accuracy`` are supported when A is certainly not better by more than a margin
@@ -65,14 +65,19 @@ from bitdistiller.errors import UserError
 class Quantity:
     """What a measure found: an estimate on the scale of the statistics, and the unit it is printed in.
 
-    ``zero_p`` is the two-sided p that it is zero (a ratio: one), where that means something.
+    ``zero_p`` is the two-sided p that it is zero (a ratio: one), where that means something. ``guessing`` is true where
+    it compares models that all guess, so that none of them could have shown what it lost.
     """
 
     description: str
     estimate: Estimate
     unit: Unit
     zero_p: float | None = None
+    guessing: bool = False
 
+
+# What becomes of a claim that models that guess are the same.
+NO_EVIDENCE = {"outcome": "undecided", "p": None, "evidence": None, "needs": "models that do better than guessing"}
 
 # A measure the data do not define is returned as its undecided finding.
 Measure = Callable[[Results], Quantity | Finding]
@@ -122,9 +127,12 @@ def accuracy_difference(condition: str, minus: str, tasks: Sequence[str] | None 
 
     def measure(results: Results) -> Quantity:
         pair = [results.panel(name, "acc", tasks) for name in (condition, minus)]
-        first, second = (_with_chance(results, name, tasks) for name in (condition, minus))
+        levels = [_level(results, name, tasks) for name in (condition, minus)]
+        first, second = (name + level for name, level in zip((condition, minus), levels, strict=True))
         difference = accuracy(pair, [1, -1])
-        return Quantity(f"accuracy of {first} minus {second}", difference, "points", difference_p(*pair))
+        return Quantity(
+            f"accuracy of {first} minus {second}", difference, "points", difference_p(*pair), guessing=all(levels)
+        )
 
     return measure
 
@@ -204,12 +212,12 @@ def _excess(results: Results, condition: str, tasks: Sequence[str] | None) -> Es
     return accuracy([results.panel(condition, "acc", tasks)], [1]).minus(_chance(results, tasks))
 
 
-def _with_chance(results: Results, condition: str, tasks: Sequence[str] | None) -> str:
-    """The condition's name, and that it is no better than guessing if it is not."""
+def _level(results: Results, condition: str, tasks: Sequence[str] | None) -> str:
+    """What to say after the name of a condition that is no better than guessing; of any other, nothing."""
     excess = _excess(results, condition, tasks)
     if excess.low > 0:
-        return condition
-    return f"{condition} ({'below' if excess.high < 0 else 'at'} chance)"
+        return ""
+    return " (below chance)" if excess.high < 0 else " (at chance)"
 
 
 # --- comparisons ----------------------------------------------------------------------------------------------------
@@ -228,6 +236,8 @@ def below(measure: Measure, bound: float) -> Comparison:
 def within(measure: Measure, margin: float) -> Comparison:
     """The claim of no difference: a measure within ``margin`` of zero (a ratio: of one), by an equivalence test.
 
+    Of models that guess it is undecided, unless they certainly differ by more.
+
     Raises:
         UserError: when judged, for a margin that is not above zero (a ratio: above one).
     """
@@ -239,7 +249,10 @@ def within(measure: Measure, margin: float) -> Comparison:
             raise UserError(
                 f"{name}: a margin must be above {format_bound(printed(0.0, quantity.unit), quantity.unit)}"
             )
-        return within_margin(name, quantity.estimate, quantity.unit, inner)
+        found = within_margin(name, quantity.estimate, quantity.unit, inner)
+        if quantity.guessing and found.outcome != "contradicted":
+            return found.model_copy(update=NO_EVIDENCE)
+        return found
 
     return Comparison(measure, decide, margin=True)
 
