@@ -1,7 +1,8 @@
 """Which format at which width: evenly spaced levels (INT-Asym) or quantiles of a normal (NF-Asym), at 2, 3 and 4 bits.
 
 Both are asymmetric and clipped with the same search; a scale and a zero point a group cost INT-Asym a little less
-than NF-Asym's two scales, which the table of runs says.
+than NF-Asym's two scales, which the table of runs says. Of four levels NF has one below zero and two above, so it moves
+the mean of the weights; ``bitdistiller formats`` says how far.
 
 BitDistiller trains NF at 3 bits and INT at 2. *nf-at-3-bits* and *int-at-2-bits* each ask for a lower perplexity of the
 format that it chose; 4 bits, of which it says nothing, stand beside.

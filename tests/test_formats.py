@@ -28,9 +28,20 @@ def test_one_bit_facts_about_normal_weights():
 def test_describe_agrees_with_a_count_by_hand():
     w = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, -3.0]])
     found = describe([w], make_format("int-asym", bits=1, group_size=4))  # 1 -> 0, 2 -> 3; zero is code 1 below
+    assert found["bias"] == 0
     assert found["relative_error"] == pytest.approx(2 / 23) and found["zeros"] == 5 / 8
     quarter = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
     assert found["entropy"] == pytest.approx((1 + quarter) / 2) and found["bits_per_weight"] == 1 + 17 / 4
+
+
+def test_levels_on_one_side_of_zero_move_the_mean():
+    nf2, int2 = (make_format(name, bits=2, group_size=64) for name in ("nf-asym", "int-asym"))
+    w = torch.tensor([[-1.0, 0.2, 0.2, 1.0]])  # 0.2 -> 0.338, the lower one of two levels above zero
+    assert describe([w], nf2)["bias"] == pytest.approx(2 * 0.1379 / 4 / math.sqrt(2.08 / 4), abs=1e-4)
+    normal = sources(None, seed=0)["normal"]
+    for matrix in (normal[0], -normal[0]):
+        assert describe([matrix], nf2)["bias"] > 0.05
+        assert abs(describe([matrix], int2)["bias"]) < 0.005
 
 
 def test_laplace_weights_are_laplace():

@@ -12,6 +12,7 @@ from bitdistiller import assets
 from bitdistiller.data.blocks import packed_blocks
 from bitdistiller.data.text import load_text
 from bitdistiller.models import gguf, load_model
+from bitdistiller.quant import make_format, quantizable
 from tests.gguf_by_hand import assert_weights_equal, read_by_hand, tokenise_by_hand
 
 SENTENCES = ["The capital of France is Paris.", "In 1999, naïve cafés cost $3.50.\n\n1. first\n 2. second"]
@@ -85,3 +86,32 @@ def test_smollm2_perplexity_on_wikipedia_is_that_of_a_working_model(smollm2):
     with torch.no_grad():
         loss = smollm2.model(blocks, labels=blocks).loss
     assert 12 < math.exp(loss.item()) < 35
+
+
+@pytest.mark.slow
+def test_nf_at_2_bits_destroys_smollm2_by_the_bias_of_its_levels():
+    """Its levels lean upwards. Mirrored in half of the rows they err as much and lean nowhere; INT has no bias."""
+    loaded = load_model("smollm2-135m")
+    model, tokenizer = loaded.model, loaded.tokenizer
+    blocks = packed_blocks(tokenizer, load_text("wikipedia", "test")[:40], 256)[:4]
+    nf, int_asym = (make_format(name, bits=2, group_size=64) for name in ("nf-asym", "int-asym"))
+    originals = {name: layer.weight.detach().clone() for name, layer in quantizable(model).items()}
+
+    def loss(rounded) -> float:
+        with torch.no_grad():
+            for name, layer in quantizable(model).items():
+                layer.weight.copy_(rounded(originals[name]))
+            return model(blocks, labels=blocks).loss.item()
+
+    def mirrored(w):
+        sign = 1 - 2 * (torch.arange(len(w)) % 2)[:, None]
+        return sign * nf.quantize(sign * w).dequantize()
+
+    def leaning(w):
+        moved = (nf.quantize(w).dequantize() - w).mean()
+        return int_asym.quantize(w).dequantize() + moved
+
+    plain, balanced = loss(lambda w: nf.quantize(w).dequantize()), loss(mirrored)
+    even, moved = loss(lambda w: int_asym.quantize(w).dequantize()), loss(leaning)
+    losses = plain, balanced, even, moved
+    assert plain > max(balanced, even) + 3 and moved > even + 3, losses

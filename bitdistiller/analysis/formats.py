@@ -1,12 +1,15 @@
-r"""What each format does to weights, before any training: error, zeros, entropy of the codes, bits a weight.
+r"""What each format does to weights, before any training: error, bias, zeros, entropy of the codes, bits a weight.
 
 Three sources: normal and Laplace weights, and some rows of every Linear layer of a real model. With clipping, each
 group gets the shrunken range with the least squared weight error (``search_clip`` on white activations, whose Gram
 matrix is the identity; training clips by real activations, and not queries and keys). Formats that have no range to
-shrink have no such row. Entropy is that of the codes within a group (see ``bitdistiller.quant.measure``). These are
-facts about rounding. Whether they are why a student fails is for the studies to say.
+shrink have no such row. Entropy is that of the codes within a group (see ``bitdistiller.quant.measure``). Bias is the
+mean error over the root mean square of the weights: levels that lie on one side of zero more than on the other move
+all weights alike, and all outputs of a layer with them, where a squared error says little. These are facts about
+rounding. Whether they are why a student fails is for the studies to say.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -62,13 +65,16 @@ def sources(model: str | None, seed: int) -> dict[str, list[Float[Tensor, "O I"]
 
 @torch.no_grad()
 def describe(matrices: list[Float[Tensor, "O I"]], fmt: Format, clip: bool = False) -> dict:
-    """What ``fmt`` does to some matrices: relative squared error, share of zeros, entropy of codes, bits a weight."""
-    found = total(measure(fmt.quantize(_clipped(w, fmt) if clip else w), w) for w in matrices)
+    """What ``fmt`` does to some matrices: squared error, bias, share of zeros, entropy of codes, bits a weight."""
+    quantized = [fmt.quantize(_clipped(w, fmt) if clip else w) for w in matrices]
+    found = total(measure(q, w) for q, w in zip(quantized, matrices, strict=True))
+    moved = sum((q.dequantize() - w).double().sum().item() for q, w in zip(quantized, matrices, strict=True))
     stored = sum(fmt.bits_per_weight(w.shape[1]) * w.numel() for w in matrices)
     return {
         "format": fmt.name,
         "bits": fmt.bits,
         "relative_error": found.error,
+        "bias": moved / math.sqrt(found.weights * found.square) if found.square else 0.0,
         "zeros": found.zeros,
         "entropy": found.entropy,
         "bits_per_weight": stored / found.weights,

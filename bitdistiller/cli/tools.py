@@ -63,7 +63,7 @@ def formats(
     ] = "smollm2-135m",
     out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
 ) -> None:
-    """Show what each format does to weights before training: error, zeros, entropy of the codes, bits a weight.
+    """Show what each format does to weights before training: error, bias, zeros, entropy of the codes, bits a weight.
 
     Rows that are clipped have each group's range shrunk for the least weight error.
     """
