@@ -141,13 +141,20 @@ class JudgedClaim(Record):
 def format_effect(value: float, unit: Unit, bare: bool = False) -> str:
     """A number in the precision that its unit deserves; ``bare`` leaves the unit away.
 
-    Ratios near one and nats near zero get a decimal more, since that is where what is told apart is small.
+    Ratios near one and nats near zero get a decimal more, since that is where what is told apart is small; ratios below
+    a tenth get two digits that are not zero.
     """
     places = {"points": 1, "percent": 1, "share": 2, "nats": 4 if abs(value) < 0.01 else 3}
-    if unit == "times":
-        near_one = abs(value - 1) < 0.1
-        places[unit] = 3 if near_one else 0 if value >= 100 else 1 if value >= 10 else 2
-    return digits(value, places[unit]) + ("" if bare else _SUFFIX[unit])
+    decimals = _ratio_places(value) if unit == "times" else places[unit]
+    return digits(value, decimals) + ("" if bare else _SUFFIX[unit])
+
+
+def _ratio_places(value: float) -> int:
+    if 0 < value < 0.1:
+        return 1 - math.floor(math.log10(value))
+    if abs(value - 1) < 0.1:
+        return 3
+    return 0 if value >= 100 else 1 if value >= 10 else 2
 
 
 def format_bound(value: float, unit: Unit) -> str:
