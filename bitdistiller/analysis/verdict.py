@@ -7,7 +7,8 @@ and synthetic results can drive every claim to each outcome:
     against a bound   supported when the 95 % interval lies on the claimed side, contradicted when it lies on the other
     a direction       the same against zero; where there is an exact p, it must agree
     no difference     supported when the 90 % interval lies within the margin (two one-sided tests at 5 %), contradicted
-                      when the 95 % interval lies beyond it; never because a test found nothing
+                      when the 95 % interval lies beyond it; never because a test found nothing, nor because the
+                      models compared all guess (``compare.within``)
     several parts     supported when every part is, contradicted when one part is, undecided otherwise
 
 Where no item tells two conditions apart, which of them is better is not defined, and such a direction is undecided. A

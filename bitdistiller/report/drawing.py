@@ -20,6 +20,7 @@ from html import escape
 from io import StringIO
 from pathlib import Path
 from typing import Literal
+from zlib import crc32
 
 import matplotlib
 import pandas as pd
@@ -158,15 +159,21 @@ def to_svg(drawing: Drawing, source: str) -> str:
 def inline_svg(source: str, name: str, title: str) -> str:
     """An SVG file's source as a piece of a page: themed colours, ids of its own, no prologue, a title for readers.
 
+    Ids are short, and only those that are referred to are kept: every letter of a label is a reference, and a page may
+    have twenty figures.
+
     Args:
-        name: prefix that keeps the ids of several figures in one page apart.
+        name: what keeps the ids of several figures in one page apart.
         title: what a screen reader says.
     """
     body = source[source.index("<svg") :]
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r">\s+<", "><", body)
+    prefix = f"f{crc32(name.encode()):x}"
+    referred = dict.fromkeys(re.findall(r"(?:href=\"|url\()#([^\")]+)", body))
+    short = {old: f"{prefix}-{index}" for index, old in enumerate(referred)}
+    body = re.sub(r' id="([^"]+)"', lambda found: f' id="{short[found[1]]}"' if found[1] in short else "", body)
+    body = re.sub(r"(href=\"|url\()#([^\")]+)", lambda found: f"{found[1]}#{short[found[2]]}", body)
     for colour, variable in _THEMED.items():
         body = body.replace(colour, f"var({variable})")
     opening = re.search(r"<svg[^>]*>", body).group()
