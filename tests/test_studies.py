@@ -38,6 +38,7 @@ def by_bits(steps: dict[str, tuple[float, float]]) -> dict[str, dict]:
     return {label: {"accuracy": accuracy, "perplexity": ppl} for label, (accuracy, ppl) in steps.items()}
 
 
+AHEAD = {"BitDistiller, 3 bits": {"perplexity": 31.0}, "BitDistiller, 2 bits": {"perplexity": 38.0}}
 STEEP = by_bits({"3 bits": (0.53, 34.0), "2 bits": (0.46, 45.0), "1 bit": (0.25, 1500.0)})
 
 CASES: dict[str, dict[str, dict[str, dict]]] = {
@@ -122,9 +123,14 @@ CASES: dict[str, dict[str, dict[str, dict]]] = {
         },
     },
     "baselines": {
-        "beats-all": {
-            "supported": {"BitDistiller, 3 bits": {"perplexity": 31.0}, "BitDistiller, 2 bits": {"perplexity": 38.0}},
-            "contradicted": {"RTN, 2 bits": {"perplexity": 36.0}},
+        "beats-its-table": {
+            "supported": AHEAD | {"AutoRound, 2 bits": {"perplexity": 36.0}},
+            "contradicted": AHEAD | {"GPTQ, 2 bits": {"perplexity": 36.0}},
+            "undecided": NEITHER,
+        },
+        "beats-others": {
+            "supported": AHEAD | {"GPTQ, 2 bits": {"perplexity": 36.0}},
+            "contradicted": AHEAD | {"AutoRound, 2 bits": {"perplexity": 36.0}},
             "undecided": NEITHER,
         },
     },
@@ -255,8 +261,8 @@ def scale(name: str) -> Params:
 
 @cache
 def home(study_name: str) -> str:
-    """The smallest scale that has a study."""
-    return next(name for name in SCALES if study_name in scale(name).studies)
+    """The smallest scale that has a study with all that its claims are about."""
+    return "laptop" if study_name == "baselines" else next(name for name in SCALES if study_name in scale(name).studies)
 
 
 def synthetic(study_name: str, folder: Path, overrides: dict | None = None, scale_name: str | None = None):
@@ -396,6 +402,13 @@ def test_the_padding_that_gives_a_change_is_found_in_the_gammas(verdicts):
         steady = {"teachers": {"padding": padding, "raised": 0.0554, "spread": 0.0001}}
         beside = verdicts("gamma_masking", steady)["by-the-printed-percentage"].verdict.parts[-1]
         assert beside.outcome is None and beside.effect == pytest.approx(padding, rel=0.01)
+
+
+def test_methods_that_were_not_run_decide_nothing(verdicts):
+    claims = verdicts("baselines", AHEAD, scale_name="micro")
+    assert claims["beats-its-table"].verdict.outcome == "supported"
+    other = claims["beats-others"].verdict
+    assert (other.outcome, other.effect) == ("undecided", None) and "make peers" in other.needs
 
 
 def test_what_was_not_run_does_not_stand_beside_a_claim(tmp_path):
