@@ -115,7 +115,10 @@ def figures(report: StudyReport) -> dict[str, "Drawing"]:
     from bitdistiller.report.figures import conditions_panel
 
     rows = report.frame()
-    time = "Wall time of training; of runs that were resumed only the last part is timed, and they are left out."
+    time = (
+        "Wall time of training, which depends on what else the machine did and is not to be compared between runs made"
+        " on different days; of runs that were resumed only the last part is timed, and they are left out."
+    )
     if not (rows["metric"] == "joules").any():
         time += " The energy of these runs is not known: their machine does not let it be read."
     return {

@@ -51,6 +51,8 @@ LOOK = {
     "ytick.labelsize": 7.5,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
+    "figure.titlesize": 8.5,
+    "figure.titleweight": "bold",
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.titlecolor": INK,
@@ -123,7 +125,7 @@ def log_axis(ax: Axes, side: Literal["x", "y"] = "y") -> None:
     room = 1e3 if side == "y" else 1e2  # labels stand beside one another along x
     crowded = high / low > room
     subs = (1,) if crowded else (1, 3) if high / low > room / 10 else (1, 2, 5)
-    axis.set_major_locator(LogLocator(subs=subs, numticks=5 if crowded and side == "x" else 12))
+    axis.set_major_locator(LogLocator(subs=subs, numticks=3 if crowded and side == "x" else 12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -136,7 +136,8 @@ def conditions_panel(
     with matplotlib.rc_context(LOOK | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(COLUMN_INCHES, 0.8 + 0.23 * len(places) + (0 if measured else 0.2 * len(models))))
         ax = figure.add_subplot()
-        ax.set_title(_measured([model for _, model in models]) if measured else "Published: other models")
+        title = _measured([model for _, model in models]) if measured else "Published: other models"
+        figure.suptitle(title, x=0.01, horizontalalignment="left")  # above long labels there is no room over the axes
         ax.set_xlabel(xlabel)
         for index, (source, model) in enumerate(models):
             part = centres[(centres["source"] == source) & (centres["model"] == model)]
@@ -317,7 +318,7 @@ def _number_means(ax: Axes, means: pd.DataFrame, places: dict[str, float], log: 
 
 
 def _format(value: float, log: bool) -> str:
-    return digits(value, 2 if not log else 0 if value >= 100 else 1)
+    return digits(value, 0 if value >= 100 else 1 if log else 2)
 
 
 def _finish(ax: Axes, places: dict[str, float], log: bool, chance: float | None) -> None:
