@@ -61,7 +61,7 @@ def lower_than(tabled: bool) -> Callable[[Results], Verdict]:
 
 def _not_run(_results: Results) -> Finding:
     return undefined(f"perplexity of {OURS} over methods that its paper does not have", "times", 0, 1).model_copy(
-        update={"needs": "runs of such methods, as `make peers` allows"}
+        update={"needs": "runs of such methods, which make peers allows"}
     )
 
 
