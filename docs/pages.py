@@ -60,8 +60,8 @@ def claims(root: Path) -> str:
         "# Claims register",
         "Every claim that the studies decide, and its verdict at each scale whose results are in this tree. Below "
         "paper scale the models are others than the papers': directions and ratios are tested, absolute numbers are "
-        "not comparable ([why](explanation/scales.md)). Rules of a claim are fixed in its study before the runs "
-        "([how verdicts are made](explanation/verdicts.md)).",
+        "not comparable ([why](explanation/scales.md)). Rules of a claim stand in its study before the runs; the few "
+        "that were changed later are in the [log](LOG.md) ([how verdicts are made](explanation/verdicts.md)).",
         _table(["scale", *MARKS.values(), "studies read"], _counts(judged)),
         "Full-precision weights that students are trained from and compared with:",
         *_origins(judged),
@@ -75,7 +75,7 @@ def claims(root: Path) -> str:
             f"**{study.question}** Source: {study.source}.",
             *_detectable(found),
             _table(["claim", *found], [_row(claim, found) for claim in study.claims]),
-            '??? note "What is varied, and the rules fixed before the runs"\n\n' + _indented(rules),
+            '??? note "What is varied, and the rules"\n\n' + _indented(rules),
         ]
     return "\n\n".join(lines) + "\n"
 
